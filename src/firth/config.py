@@ -1,0 +1,189 @@
+"""Frozen dataclass trees to and from plain dictionaries, TOML and JSON.
+
+Reading is strict: an unknown key is an error with a suggestion, a value of the wrong type is an
+error that names its place. A field that may hold one of several dataclasses is a tagged union: the
+dictionary carries the class name under ``"type"``.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from firth.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def to_dict(value: Any) -> Any:
+    """A dataclass tree as dictionaries, lists and scalars; dataclasses carry their ``type``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {str(key): to_dict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
+    """Builds the dataclass `cls` from a dictionary.
+
+    Args:
+        cls: the dataclass to build.
+        data: its fields; those left out keep their defaults.
+        where: the place to name in an error, such as a file name.
+
+    Raises:
+        ConfigError: on an unknown key (with a suggestion) or a value of the wrong type.
+    """
+    place = f"{where}: " if where else ""
+    hints = typing.get_type_hints(cls)
+    fields = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    arguments = {}
+    for key, value in data.items():
+        if key == "type":
+            if value != cls.__name__:
+                raise ConfigError(f"{place}type is {value!r}, expected {cls.__name__!r}")
+            continue
+        if key not in fields:
+            raise ConfigError(f"{place}{_unknown(key, fields, cls.__name__)}")
+        arguments[key] = _convert(hints[key], value, f"{place}{cls.__name__}.{key}")
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{place}{cls.__name__}: {error}") from error
+
+
+def override(config: T, changes: Mapping[str, Any], *, where: str = "") -> T:
+    """Replaces fields named by dotted paths, for instance ``{"training.steps": 500}``.
+
+    Replacing a tagged field by a dictionary with another ``type`` builds that class afresh.
+    """
+    for path, value in changes.items():
+        config = _replace(config, path.split("."), value, where=where)
+    return config
+
+
+def merge(config: T, data: Mapping[str, Any], *, where: str = "") -> T:
+    """Lays a nested dictionary (a TOML file, say) over a dataclass tree."""
+    for key, value in data.items():
+        if key == "type":
+            continue
+        current = getattr(config, key, None)
+        nested = isinstance(value, Mapping) and dataclasses.is_dataclass(current)
+        same_class = nested and value.get("type", type(current).__name__) == type(current).__name__
+        new = merge(current, value, where=where) if same_class else value
+        config = _replace(config, [key], new, where=where)
+    return config
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        ConfigError: if the file is missing or is not TOML, with the line.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ConfigError: if the file is missing or is not JSON, with the line.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a JSON file: {error}") from error
+
+
+def suggest(word: str, known: typing.Iterable[str]) -> str:
+    """The ending of an error about an unknown `word`: a close match, or all that is known."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def _unknown(key: str, fields: list[str], name: str) -> str:
+    return f"unknown setting {key!r} of {name}; {suggest(key, fields)}"
+
+
+def _replace(config: Any, path: list[str], value: Any, *, where: str) -> Any:
+    place = f"{where}: " if where else ""
+    fields = [f.name for f in dataclasses.fields(config)]
+    if path[0] not in fields:
+        raise ConfigError(f"{place}{_unknown(path[0], fields, type(config).__name__)}")
+    if len(path) > 1:
+        inner = getattr(config, path[0])
+        if not dataclasses.is_dataclass(inner):
+            raise ConfigError(f"{place}{path[0]} is a plain value and has no {'.'.join(path[1:])}")
+        value = _replace(inner, path[1:], value, where=where)
+    else:
+        hint = typing.get_type_hints(type(config))[path[0]]
+        value = _convert(hint, value, f"{place}{type(config).__name__}.{path[0]}")
+    return dataclasses.replace(config, **{path[0]: value})
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(arguments, value, place)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{place} is {value!r}; {suggest(str(value), map(str, arguments))}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        if isinstance(value, Mapping):
+            return from_dict(typing.cast(type, hint), value, where=place)
+    elif origin in (tuple, list) and isinstance(value, (list, tuple)):
+        inner = arguments[0] if arguments else Any
+        return origin(_convert(inner, item, f"{place}[{i}]") for i, item in enumerate(value))
+    elif origin is dict and isinstance(value, Mapping):
+        return {key: _convert(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ConfigError(f"{place} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _convert_union(choices: tuple[Any, ...], value: Any, place: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    classes = {c.__name__: c for c in choices if dataclasses.is_dataclass(c)}
+    if isinstance(value, Mapping) and classes:
+        tag = value.get("type") if "type" in value or len(classes) > 1 else next(iter(classes))
+        if tag not in classes:
+            raise ConfigError(f"{place}.type is {tag!r}; {suggest(str(tag), classes)}")
+        return from_dict(classes[tag], value, where=place)
+    for choice in choices:
+        try:
+            return _convert(choice, value, place)
+        except ConfigError:
+            continue
+    names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    raise ConfigError(f"{place} is {value!r}, expected {names}")

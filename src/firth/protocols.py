@@ -1,0 +1,273 @@
+"""The architecture on one page: what flows between the rooms, and what each room must offer.
+
+    corpus files --text--> Sequences --objective.prepare--> Batch --model--> Output
+    Output --objective.loss--> Loss --training--> a run
+    a run + labelled file --task + adaptation--> an adapted model --> Report
+
+Shapes: N tokens in a batch, B sequences, M predicted positions, D hidden size, V vocabulary size,
+L layers. Sequences lie end to end and nothing is padded: `starts` (B+1) says where each begins.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from firth.errors import ConfigError
+
+Text = str | Sequence[str]
+"""A text as one string, or as the list of the user's own words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The token ids an objective or a model must know by name."""
+
+    size: int
+    pad: int
+    unknown: int
+    first: int
+    """The token that opens every sequence: [CLS] or <s>."""
+    last: int
+    """The token that closes every sequence: [SEP] or </s>."""
+    mask: int
+    special: tuple[int, ...]
+    """All ids that are never masked and never drawn as a random replacement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """One encoded text, special tokens included (their offsets are (0, 0) and their word is -1)."""
+
+    text: str
+    """The text; for a list of words, the words joined by single spaces."""
+    ids: np.ndarray
+    """(n) int64."""
+    tokens: list[str]
+    offsets: np.ndarray
+    """(n, 2) int64, start and end of each token in `text`, in characters."""
+    words: np.ndarray
+    """(n) int64: index of each token's word (the user's words, or the pre-tokenizer's); -1 for special
+    tokens."""
+
+
+class Tokenizer(Protocol):
+    """Turns text into token ids. `firth.text.tokenizers.Tokenizer` is the implementation."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    def encode(self, text: Text, *, special_tokens: bool = True) -> Encoding: ...
+
+    def encode_batch(
+        self, texts: Sequence[Text], *, special_tokens: bool = True
+    ) -> list[Encoding]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def token(self, index: int) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Sequences drawn for one step, as an objective sees them (numpy, on the CPU)."""
+
+    ids: np.ndarray
+    """(N) int64, special tokens included."""
+    starts: np.ndarray
+    """(B+1) int64."""
+    opens_word: np.ndarray
+    """(N) bool: True where a token begins a word."""
+    vocabulary: Vocabulary
+    progress: float = 0.0
+    """Share of training done, 0 to 1, for schedules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """`N` tokens of `B` sequences, end to end; `starts` and `max_length` stay on the CPU."""
+
+    input_ids: Tensor
+    """(N) int64."""
+    starts: Tensor
+    """(B+1) int64 on the CPU: sequence b is input_ids[starts[b]:starts[b+1]]."""
+    segments: Tensor | None = None
+    """(N) int64: 0 for the first sentence, 1 for the second."""
+    predict_at: Tensor | None = None
+    """(M) int64, positions in 0..N-1."""
+    targets: Tensor | None = None
+    """(M) token ids at `predict_at`, or one label (row) a sequence for a task."""
+
+    @property
+    def num_sequences(self) -> int:
+        return self.starts.numel() - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.numel()
+
+    @property
+    def num_predictions(self) -> int:
+        return 0 if self.targets is None else self.targets.shape[0]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors (except `starts`) on `device`."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            f.name: tensor.pin_memory().to(device, non_blocking=True)
+            for f in fields(self)
+            if f.name != "starts" and (tensor := getattr(self, f.name)) is not None
+        }
+        return replace(self, **moved)
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Cuts the batch between sequences into `parts` batches of about equal token counts.
+
+        Micro-batches and ranks take these parts: together they are this batch, whatever `parts`.
+        """
+        if parts == 1:
+            return [self]
+        if self.num_sequences < parts:
+            raise ConfigError(
+                f"a batch of {self.num_sequences} sequences cannot be cut into {parts} parts; "
+                "raise batch_tokens or lower accumulation (or the number of processes)"
+            )
+        goals = torch.arange(1, parts) * self.num_tokens / parts
+        inner = torch.searchsorted(self.starts.double(), goals.double())
+        cuts = [0, *inner.tolist(), self.num_sequences]
+        for i in range(1, parts):  # at least one sequence each
+            cuts[i] = min(max(cuts[i], cuts[i - 1] + 1), self.num_sequences - parts + i)
+        return [self._slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+    def _slice(self, first: int, last: int) -> "Batch":
+        begin, end = int(self.starts[first]), int(self.starts[last])
+        at, targets = self.predict_at, self.targets
+        if at is not None:
+            chosen = (at >= begin) & (at < end)
+            at, targets = at[chosen] - begin, None if targets is None else targets[chosen]
+        elif targets is not None:
+            targets = targets[first:last]
+        return Batch(
+            input_ids=self.input_ids[begin:end],
+            starts=self.starts[first : last + 1] - begin,
+            segments=None if self.segments is None else self.segments[begin:end],
+            predict_at=at,
+            targets=targets,
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model gives for a batch."""
+
+    last: Tensor
+    """(N, D), the last layer's hidden states."""
+    hidden_states: tuple[Tensor, ...] = ()
+    """L+1 tensors (N, D), the embedding output first; empty unless asked for."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss as a sum over predictions, so that parts of a batch add up to the whole."""
+
+    total: Tensor
+    """() sum of the losses of all predictions, in nats; divide by `count` for the mean."""
+    count: int
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Named sums for the log."""
+
+
+class Model(Protocol):
+    """A network that gives every layer's hidden states. Every model is also an `nn.Module`."""
+
+    @property
+    def config(self) -> Any: ...
+
+    def __call__(self, batch: Batch, *, hidden_states: bool = False) -> Output: ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(M, D) hidden states to (M, V) scores."""
+        ...
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """The body's parameters by depth: embeddings, then each layer; the LM head is in none."""
+        ...
+
+
+class Objective(Protocol):
+    """A frozen dataclass: fields are hyper-parameters, methods are behaviour."""
+
+    def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch: ...
+
+    def loss(self, model: Any, batch: Batch) -> Loss: ...
+
+
+BatchAt = Callable[[int], Batch]
+"""A batch as a pure function of the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One labelled (or, for prediction, unlabelled) row of a task file."""
+
+    texts: tuple[Text, ...]
+    """One text, or two for a sentence pair."""
+    label: Any = None
+    """Class name, tuple of class names (multi-label), float (regression), or None."""
+    row: int = 0
+    """Row in the file, counted from 1, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an evaluation found."""
+
+    metrics: dict[str, float]
+    main: str
+    """The metric that selects models; larger is better."""
+    num_examples: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        return self.metrics[self.main]
+
+
+class Task(Protocol):
+    """A frozen dataclass that reads labelled files and turns scores into answers."""
+
+    def read(self, path: Any, *, labelled: bool = True) -> list[Example]: ...
+
+    def fit_labels(self, examples: Sequence[Example]) -> "Task":
+        """The same task with its label set fixed from the training examples."""
+        ...
+
+    @property
+    def num_outputs(self) -> int: ...
+
+    def targets(self, examples: Sequence[Example]) -> np.ndarray:
+        """Labels as numbers: (B) int64 classes, (B, K) float32 multi-label, (B) float32 values."""
+        ...
+
+    def loss(self, scores: Tensor, targets: Tensor) -> Loss: ...
+
+    def decode(self, scores: np.ndarray) -> list[Any]:
+        """(B, K) scores to predictions."""
+        ...
+
+    def evaluate(self, scores: np.ndarray, examples: Sequence[Example]) -> Report: ...
+
+
+class Batches(Protocol):
+    """Batches as a pure function of the step, with the number of steps in one pass of the data."""
+
+    steps_per_epoch: int
+
+    def __call__(self, step: int) -> Batch: ...
+
+
+Documents = Iterator[str]
