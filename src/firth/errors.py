@@ -6,6 +6,7 @@ FirthError (1)
 ├── DataError (3)         a file whose content is not what was expected
 ├── CheckpointError (1)   a run directory that cannot be read or written
 ├── DivergedError (4)     training that broke down, or a degenerate run
+├── Interrupted (130/143) Ctrl-C or SIGTERM, after a checkpoint was saved
 └── ResourceError (5)     not enough memory or disk
 
 A message says where (file and row), what was found, what was expected, and what to do next.
@@ -50,3 +51,11 @@ class ResourceError(FirthError):
     """Not enough memory or disk for what was asked."""
 
     exit_code = 5
+
+
+class Interrupted(FirthError):
+    """Training that Ctrl-C or SIGTERM ended, after its checkpoint was saved."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal

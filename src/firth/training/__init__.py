@@ -1,0 +1,20 @@
+"""Optimisation: the loop, optimizers, schedules, checkpoints, data parallel."""
+
+from firth.training.loop import State, Step, Training, mean_loss, steps
+from firth.training.optimizers import AdamW, Muon
+from firth.training.run import Run, steps_within, train
+from firth.training.schedules import Schedule
+
+__all__ = [
+    "AdamW",
+    "Muon",
+    "Run",
+    "Schedule",
+    "State",
+    "Step",
+    "Training",
+    "mean_loss",
+    "steps",
+    "steps_within",
+    "train",
+]

@@ -1,0 +1,58 @@
+# Each target makes .venv and installs what it needs there when that is missing or out of date.
+#   make demo                    the main job on real text
+#   make test ARGS='-k bert -x'  arguments for pytest
+#   make test PYTHON=python3.12  another Python for a new .venv
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PEERS := .[bench,dev]
+PINS := pyproject.toml constraints.txt
+# $(call install,WHAT): shows the line of each package that is fetched.
+install = set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check \
+	-c constraints.txt -e '$(1)' | sed -n -e '/\.metadata /d' -e '/^ *Downloading /p'
+
+.PHONY: help demo test lint bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## pre-train a small BERT on real text, fine-tune it, compare (about five minutes)
+	@$(BIN)/firth demo $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## check format, lint rules, types and the import order
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-bench ## measure speed against the named peers
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done
+
+$(BIN)/python:
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "firth needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: $(PINS) | $(BIN)/python
+	@echo "Installing firth into $(VENV) (the first time takes a few minutes)"
+	@$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: $(PINS) | $(VENV)/.installed
+	@echo "Installing the tools for tests and checks into $(VENV)"
+	@$(call install,.[dev])
+	@touch $@
+
+$(VENV)/.installed-bench: $(PINS) | $(VENV)/.installed
+	@echo "Installing the peers to measure against into $(VENV)"
+	@$(call install,$(PEERS))
+	@touch $@

@@ -1,0 +1,123 @@
+"""Training one adapted network: best weights on dev kept, degenerate runs noticed."""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from firth.errors import DivergedError
+from firth.protocols import Batches, Example, Objective, Report, Task
+from firth.training.loop import State, Training, steps
+
+logger = logging.getLogger(__name__)
+
+_FLAT = 0.99
+"""A training loss that ends above this share of its beginning has not moved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What one seed gave."""
+
+    weights: dict[str, torch.Tensor]
+    """Of the trained part, at its best on dev."""
+    report: Report
+    """On dev, at the best point."""
+    seed: int
+    steps: int
+    degenerate: bool
+    """Whether the run predicts one answer for everything, or its loss never moved."""
+
+
+def fit(
+    network: nn.Module,
+    task: Task,
+    objective: Objective,
+    batches: Batches,
+    training: Training,
+    *,
+    evaluate: Callable[[], np.ndarray],
+    dev: Sequence[Example],
+    total_steps: int,
+    patience: int,
+) -> Fitted:
+    """Trains `network` in place and keeps its best weights on dev.
+
+    Dev is scored twenty times a run, or after each epoch where epochs are longer; after `patience`
+    scorings without improvement training stops.
+
+    Args:
+        network: what is trained; frozen parameters have `requires_grad` off.
+        task: for the metrics.
+        objective: gives `loss(network, batch)`.
+        batches: batch(step).
+        training: optimizer, schedule and seed.
+        evaluate: scores the dev examples with the network as it is.
+        dev: those examples.
+        total_steps: where the schedule ends.
+        patience: scorings without improvement before stopping.
+    """
+    state = State.begin(network, training)
+    every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
+    best: Fitted | None = None
+    losses: list[float] = []
+    waited = 0
+    for step in steps(state, objective, batches, training, total_steps=total_steps):
+        if not np.isfinite(step.loss):
+            raise DivergedError(
+                f"fine-tuning: the loss became {step.loss} at step {step.step}; try a lower "
+                f"learning rate (now {step.learning_rate:.2g})"
+            )
+        losses.append(step.loss)
+        if step.step % every and step.step != total_steps:
+            continue
+        scores = evaluate()
+        report = task.evaluate(scores, dev)
+        waited += 1
+        if best is None or report.score > best.report.score:
+            waited = 0
+            best = Fitted(
+                weights=_trained(network),
+                report=report,
+                seed=training.seed,
+                steps=step.step,
+                degenerate=task.degenerate(scores, dev),
+            )
+        if waited > patience:
+            break
+    assert best is not None
+    network.load_state_dict(best.weights, strict=False)
+    tenth = max(1, len(losses) // 10)
+    flat = (
+        np.mean(losses[-tenth:]) > _FLAT * np.mean(losses[:tenth]) if len(losses) >= 20 else False
+    )
+    return Fitted(**{**vars(best), "degenerate": best.degenerate or bool(flat)})
+
+
+def _trained(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name: copy.deepcopy(p.detach()) for name, p in network.named_parameters() if p.requires_grad
+    }
+
+
+def with_restarts(run: Callable[[int], Fitted], seed: int, restarts: int) -> Fitted:
+    """Runs `seed`; while the result is degenerate, tries up to `restarts` other seeds instead."""
+    fitted = run(seed)
+    for attempt in range(1, restarts + 1):
+        if not fitted.degenerate:
+            break
+        other = seed + 1000 * attempt
+        logger.warning(
+            "seed %d gave a degenerate run (dev %s %.3f: one answer for everything, or a loss that "
+            "never moved); restarting with seed %d",
+            fitted.seed,
+            fitted.report.main,
+            fitted.report.score,
+            other,
+        )
+        fitted = run(other)
+    return fitted

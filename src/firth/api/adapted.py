@@ -1,0 +1,280 @@
+"""`adapt` and `AdaptedModel`: a language model taught a task, for several seeds, saved whole."""
+
+import copy
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from firth.adaptation import ADAPTATIONS, FineTuning, Frozen
+from firth.adaptation.fitting import Fitted, with_restarts
+from firth.adaptation.network import AdaptedNetwork, EncodedExamples, score_examples
+from firth.api.language_model import LanguageModel
+from firth.atomic import write_file, write_text
+from firth.config import from_dict, read_json, to_dict
+from firth.device import Precision, pick_device, prepare_process
+from firth.errors import CheckpointError, ConfigError, DataError, DivergedError
+from firth.inference.forward import Engine
+from firth.interop.huggingface import load_model, save_model, stock_head
+from firth.models.mix import LayerMix, SequenceHead
+from firth.protocols import Example, Report, Text
+from firth.tasks import TASKS
+from firth.tasks.classification import Classification
+from firth.tasks.metrics import mean_and_interval
+from firth.text.tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedResult:
+    """What one seed reached on dev."""
+
+    seed: int
+    metrics: dict[str, float]
+    steps: int
+    degenerate: bool
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A language model adapted to a task: predicts, is evaluated, is saved and loaded whole."""
+
+    network: AdaptedNetwork
+    task: Classification
+    tokenizer: Tokenizer
+    adaptation: FineTuning | Frozen
+    seeds: tuple[SeedResult, ...] = ()
+    precision: Precision = "auto"
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The network, ready to run."""
+        return Engine.of(self.network, self.precision, self.adaptation.max_length)
+
+    def scores(self, examples: Sequence[Example]) -> np.ndarray:
+        """(examples, num_outputs) scores before any softmax."""
+        length = self.adaptation.max_length
+        return score_examples(self.engine, EncodedExamples.of(examples, self.tokenizer, length))
+
+    def predict(self, texts: Sequence[Text | tuple[Text, Text]]) -> list[Any]:
+        """A `Prediction` for each text (or pair, where the task is about pairs)."""
+        pair = self.task.text_pair is not None
+        examples = [Example(texts=tuple(t) if pair else (t,)) for t in texts]  # type: ignore[arg-type]
+        return self.task.decode(self.scores(examples))
+
+    def evaluate(self, examples: Sequence[Example] | str | Path) -> Report:
+        """Metrics on labelled examples, or on a labelled file."""
+        if isinstance(examples, (str, Path)):
+            examples = self.task.read(examples)
+        return self.task.evaluate(self.scores(examples), examples)
+
+    def summary(self) -> dict[str, tuple[float, float | None]]:
+        """Mean over the seeds of each dev metric, with the half-width of its 95 % interval."""
+        names = self.seeds[0].metrics if self.seeds else {}
+        return {name: mean_and_interval([s.metrics[name] for s in self.seeds]) for name in names}
+
+    def layer_shares(self) -> list[float] | None:
+        """The learned layer mix, the embedding output first; None without one."""
+        return None if self.network.mix is None else self.network.mix.shares.tolist()
+
+    def save(self, directory: str | Path) -> None:
+        """Writes everything that was trained; a stock head loads in `transformers` too."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(path, max_length=self.adaptation.max_length)
+        network, task = self.network, self.task
+        kinds = {
+            "single": "single_label_classification",
+            "multi_label": "multi_label_classification",
+            "regression": "regression",
+        }
+        if network.mix is not None:
+            mix = {name: t.detach().contiguous() for name, t in network.mix.state_dict().items()}
+            write_file(path / "mix.safetensors", lambda temporary: save_file(mix, temporary))
+        save_model(
+            path,
+            network.body,  # type: ignore[arg-type]
+            vocabulary=self.tokenizer.vocabulary,
+            firth={},
+            head=_unstandardised(network.head, task),
+            labels=task.labels,
+            problem_type=kinds[task.kind],
+        )
+        record = {
+            "task": to_dict(task),
+            "adaptation": to_dict(self.adaptation),
+            "seeds": to_dict(list(self.seeds)),
+        }
+        write_text(path / "adaptation.json", json.dumps(record, indent=1))
+
+
+def _unstandardised(head: SequenceHead, task: Classification) -> SequenceHead:
+    """The head in the task's own units: regression is trained on standardised values."""
+    if task.shift == 0.0 and task.scale == 1.0:
+        return head
+    head = copy.deepcopy(head)
+    with torch.no_grad():
+        head.out.weight.mul_(task.scale)
+        head.out.bias.mul_(task.scale).add_(task.shift)
+    return head
+
+
+def load_adapted(
+    path: Path, *, device: str = "auto", precision: Precision = "auto"
+) -> AdaptedModel:
+    """Loads an adapted model (see `firth.load`)."""
+    prepare_process()
+    record = read_json(path / "adaptation.json")
+    loaded = load_model(path)
+    if loaded.head is None:
+        raise CheckpointError(f"{path}: adaptation.json is there but no head; save the model again")
+    kind = {cls.__name__: cls for cls in ADAPTATIONS.values()}[record["adaptation"]["type"]]
+    task = from_dict(Classification, record["task"], where=str(path))
+    mix = None
+    if (path / "mix.safetensors").is_file():
+        weights = load_file(path / "mix.safetensors")
+        adaptation: Any = from_dict(kind, record["adaptation"])
+        mix = LayerMix(len(weights["weights"]), layer_norm=adaptation.layer_norm)
+        mix.load_state_dict(weights)
+    network = AdaptedNetwork(loaded.model, loaded.head, mix).to(pick_device(device)).eval()
+    return AdaptedModel(
+        network,
+        replace(task, shift=0.0, scale=1.0),
+        Tokenizer.load(path),
+        from_dict(kind, record["adaptation"], where=str(path)),
+        tuple(from_dict(SeedResult, seed) for seed in record["seeds"]),
+        precision,
+    )
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: tuple[list[Example], EncodedExamples]
+    dev: tuple[list[Example], EncodedExamples]
+
+
+def adapt(
+    lm: LanguageModel,
+    task: Classification,
+    train: Sequence[Example] | str | Path,
+    adaptation: FineTuning | Frozen | None = None,
+    *,
+    dev: Sequence[Example] | str | Path | None = None,
+    seeds: Sequence[int] = (0,),
+) -> AdaptedModel:
+    """Teaches a copy of a language model a task; the model itself stays as it was.
+
+    Args:
+        lm: the language model.
+        task: what to learn; its labels are fixed from the training examples.
+        train: labelled examples, or a file of them.
+        adaptation: how; full fine-tuning by default.
+        dev: labelled examples to stop on and to choose by; by default a tenth of `train`.
+        seeds: of initialisation and order; the seed that is best on dev is kept, all are reported.
+
+    Returns:
+        The adapted model.
+
+    Raises:
+        DataError: if a file cannot be read, or there are too few examples.
+        DivergedError: if every seed, restarts included, gave a degenerate run.
+    """
+    adaptation = adaptation or FineTuning()
+    train = task.read(train) if isinstance(train, (str, Path)) else list(train)
+    dev = task.read(dev) if isinstance(dev, (str, Path)) else dev
+    if dev is None:
+        train, dev = _hold_out(train)
+    task = task.fit_labels(train)
+    length = min(adaptation.max_length, lm.max_length)
+    data = _Data(
+        (list(train), EncodedExamples.of(train, lm.tokenizer, length)),
+        (list(dev), EncodedExamples.of(dev, lm.tokenizer, length)),
+    )
+    results = [_fit_seed(lm, task, data, adaptation, seed) for seed in seeds]
+    if all(fitted.degenerate for fitted in results):
+        raise DivergedError(
+            f"every run was degenerate (dev {results[0].report.main} "
+            f"{results[0].report.score:.3f}); lower the learning rate (now {adaptation.lr:g}), "
+            "train longer, or look at the labels"
+        )
+    best = max(results, key=lambda fitted: (not fitted.degenerate, fitted.report.score))
+    network = _network(lm, task, adaptation, best.seed)
+    network.load_state_dict(best.weights, strict=False)
+    seen = tuple(
+        SeedResult(seed=f.seed, metrics=f.report.metrics, steps=f.steps, degenerate=f.degenerate)
+        for f in results
+    )
+    return AdaptedModel(
+        network.eval(),
+        task,
+        lm.tokenizer,
+        replace(adaptation, max_length=length),
+        seen,
+        lm.precision,
+    )
+
+
+def _network(
+    lm: LanguageModel, task: Classification, adaptation: FineTuning | Frozen, seed: int
+) -> AdaptedNetwork:
+    torch.manual_seed(seed)
+    head = stock_head(lm.model.config, task.num_outputs, adaptation.dropout)
+    network = adaptation.network(lm.model, head, seed)
+    return network.to(next(lm.model.parameters()).device)
+
+
+def _fit_seed(
+    lm: LanguageModel,
+    task: Classification,
+    data: _Data,
+    adaptation: FineTuning | Frozen,
+    seed: int,
+) -> Fitted:
+    def run(one: int) -> Fitted:
+        network = _network(lm, task, adaptation, one)
+        fitted = adaptation.fit(network, task, data.train, data.dev, one)
+        logger.info(
+            "seed %d: dev %s %.4f after %d steps",
+            one,
+            fitted.report.main,
+            fitted.report.score,
+            fitted.steps,
+        )
+        return fitted
+
+    return with_restarts(run, seed, adaptation.restarts)
+
+
+def _hold_out(examples: list[Example], share: float = 0.1) -> tuple[list[Example], list[Example]]:
+    if len(examples) < 20:
+        raise DataError(
+            f"{len(examples)} labelled examples are too few to hold a dev part out; give one with "
+            "--dev"
+        )
+    order = np.random.default_rng(0).permutation(len(examples))
+    count = max(5, round(share * len(examples)))
+    logger.info("no dev examples were given: %d of the training examples are held out", count)
+    held = {int(i) for i in order[:count]}
+    return (
+        [e for i, e in enumerate(examples) if i not in held],
+        [e for i, e in enumerate(examples) if i in held],
+    )
+
+
+def read_task(name: str, **settings: Any) -> Classification:
+    """The task called `name` with its settings.
+
+    Raises:
+        ConfigError: if there is no such task.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return from_dict(TASKS[name], settings)

@@ -1,0 +1,188 @@
+"""`LanguageModel`: one object for everything a pre-trained model can do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from firth.device import Precision, pick_device, prepare_process
+from firth.errors import ConfigError
+from firth.inference.embedding import (
+    Layers,
+    Vectors,
+    chosen_layers,
+    embed_sentences,
+    token_states,
+    token_vectors,
+    word_vectors,
+)
+from firth.inference.forward import Engine
+from firth.inference.scoring import Filled, Score, fill, score_masked
+from firth.interop.huggingface import load_model, save_model
+from firth.models import Bert
+from firth.models.mix import Pooling
+from firth.protocols import Batch, Encoding, Text
+from firth.text.batches import collate
+from firth.text.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextArray:
+    """One text's tokens with an array that has a row (or, for hidden states, a column) for each."""
+
+    tokens: list[str]
+    """Special tokens included."""
+    offsets: np.ndarray
+    """(tokens, 2) in characters; (0, 0) for special tokens."""
+    values: np.ndarray
+    """(tokens, V) logits or (L+1, tokens, D) hidden states; float32."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A pre-trained model with its tokenizer. Nothing changes it: `adapt` works on copies."""
+
+    model: Bert
+    tokenizer: Tokenizer
+    path: Path | None = None
+    precision: Precision = "auto"
+    record: dict[str, Any] = field(default_factory=dict)
+    """What the run directory says about how it was made."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence of the model, in tokens."""
+        return self.model.config.max_length
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The model, ready to run."""
+        return Engine.of(self.model, self.precision, self.max_length)
+
+    def batch(self, texts: Sequence[Text]) -> Batch:
+        """Texts laid end to end, as the model takes them."""
+        return collate([encoding.ids for encoding in self._encode(texts)])
+
+    def logits(self, texts: Sequence[Text]) -> list[TextArray]:
+        """Masked-LM scores of every token: one (tokens, V) array a text."""
+        encodings = self._encode(texts, whole=True)
+        states = token_states(self.engine, encodings)
+        device = self.engine.device
+        with torch.inference_mode():
+            return [
+                _array(e, self.model.logits(torch.from_numpy(s[:, 0]).to(device)).cpu().numpy())
+                for e, s in zip(encodings, states, strict=True)
+            ]
+
+    def hidden_states(self, texts: Sequence[Text]) -> list[TextArray]:
+        """Every layer's states: one (L+1, tokens, D) array a text, the embedding output first."""
+        encodings = self._encode(texts, whole=True)
+        layers = chosen_layers("all", len(self.model.layers))
+        states = token_states(self.engine, encodings, layers=layers)
+        return [_array(e, s.swapaxes(0, 1)) for e, s in zip(encodings, states, strict=True)]
+
+    def embed(
+        self,
+        texts: Sequence[Text],
+        *,
+        unit: Literal["sentence", "word", "token"] = "sentence",
+        layers: Layers = -1,
+        pooling: Pooling = "mean",
+    ) -> Any:
+        """Vectors for texts, their words or their tokens.
+
+        Args:
+            texts: strings, or lists of the user's own words. Texts longer than the model's window
+                are embedded in overlapping windows.
+            unit: "sentence" for one vector a text; "word" for one a word (the user's words where a
+                text is a list, else the pre-tokenizer's); "token" for one a token.
+            layers: one layer (-1 is the last, 0 the embedding output), several, or "all".
+            pooling: how a sentence's tokens become one vector.
+
+        Returns:
+            For sentences an array (texts, D), or (texts, layers, D) for several layers; else one
+            `Vectors` a text.
+        """
+        encodings = self._encode(texts)
+        wanted = chosen_layers(layers, len(self.model.layers))
+        one = isinstance(layers, int)
+        if unit == "sentence":
+            vectors = embed_sentences(self.engine, encodings, layers=wanted, pooling=pooling)
+            return vectors[:, 0] if one else vectors
+        if unit not in ("word", "token"):
+            raise ConfigError(f"unit {unit!r}; expected sentence, word or token")
+        states = token_states(self.engine, encodings, layers=wanted)
+        found = []
+        for text, encoding, state in zip(texts, encodings, states, strict=True):
+            words = None if isinstance(text, str) else text
+            vectors = (
+                word_vectors(encoding, state, words)
+                if unit == "word"
+                else token_vectors(encoding, state)
+            )
+            if one:
+                vectors = Vectors(**{**vars(vectors), "vectors": vectors.vectors[:, 0]})
+            found.append(vectors)
+        return found
+
+    def fill(self, texts: Text | Sequence[str], *, top_k: int = 5) -> list[Any]:
+        """The most probable tokens for the blanks of texts.
+
+        Returns:
+            For one string, its candidates (a list for each of several blanks); for a list of
+            strings, such a result for each.
+        """
+        single = isinstance(texts, str)
+        encodings = self._encode([texts] if single else list(texts))
+        found = fill(self.engine, self.tokenizer, encodings, top_k)
+        results: list[Any] = [blanks[0] if len(blanks) == 1 else blanks for blanks in found]
+        return results[0] if single else results
+
+    def score(self, texts: Sequence[Text]) -> list[Score]:
+        """Pseudo-log-likelihood of each text, token by token."""
+        return score_masked(self.engine, self.tokenizer, self._encode(texts))
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(path)
+        save_model(path, self.model, vocabulary=self.tokenizer.vocabulary, firth=self.record)
+
+    def _encode(self, texts: Sequence[Text], *, whole: bool = False) -> list[Encoding]:
+        if isinstance(texts, str):
+            raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
+        encodings = self.tokenizer.encode_batch(texts)
+        longest = max((len(e.ids) for e in encodings), default=0)
+        if whole and longest > self.max_length:
+            raise ConfigError(
+                f"a text has {longest} tokens and the model's window is {self.max_length}; cut it, "
+                "or use embed, which reads long texts in overlapping windows"
+            )
+        return encodings
+
+
+def _array(encoding: Encoding, values: np.ndarray) -> TextArray:
+    return TextArray(tokens=encoding.tokens, offsets=encoding.offsets, values=values)
+
+
+def load_language_model(
+    path: Path, *, device: str = "auto", precision: Precision = "auto"
+) -> LanguageModel:
+    """Loads a run directory or a `transformers` directory (see `firth.load`)."""
+    prepare_process()
+    loaded = load_model(path)
+    return LanguageModel(
+        loaded.model.to(pick_device(device)).eval(),
+        Tokenizer.load(path),
+        path,
+        precision,
+        loaded.firth,
+    )
+
+
+__all__ = ["Filled", "LanguageModel", "Score", "TextArray", "Vectors", "load_language_model"]

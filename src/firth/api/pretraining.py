@@ -1,0 +1,301 @@
+"""`pretrain`: from a corpus to a run directory, in steps that a killed run takes up again."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from firth import __version__
+from firth.api.language_model import LanguageModel, load_language_model
+from firth.atomic import write_text
+from firth.config import from_dict, read_json, to_dict
+from firth.device import pick_device, prepare_process
+from firth.errors import CheckpointError, ConfigError
+from firth.inference.forward import Engine
+from firth.inference.scoring import fill
+from firth.interop.huggingface import save_model
+from firth.models import Bert
+from firth.recipes import Recipe
+from firth.text.batches import ObjectiveBatches, PackedSequences, random_stream
+from firth.text.corpus import Corpus
+from firth.text.shards import Shards, write_shards
+from firth.text.tokenizers import Tokenizer
+from firth.training import Run, State, steps_within, train
+from firth.training.distributed import Ranks, join, leave, wait
+from firth.training.tracking import read_metrics
+
+logger = logging.getLogger(__name__)
+
+_VALID_SEED, _SAMPLE_SEED = 7, 8
+
+
+def pretrain(
+    recipe: Recipe,
+    corpus: Corpus,
+    output: str | Path,
+    *,
+    valid: Corpus | None = None,
+    tokenizer: Tokenizer | None = None,
+    device: str = "auto",
+    tensorboard: bool = False,
+    resume_hint: str = "call pretrain again with the same arguments",
+) -> LanguageModel:
+    """Trains a language model on a corpus, or goes on where an earlier call stopped.
+
+    Args:
+        recipe: model, objective, data and training (see `firth.recipes`).
+        corpus: the text.
+        output: the run directory; it becomes a model that `firth.load` reads.
+        valid: held-out text; by default `recipe.data.valid` of the documents.
+        tokenizer: an existing one instead of one trained on the corpus.
+        device: "auto", "cpu", "cuda", ...
+        tensorboard: also write TensorBoard files (extra `track`).
+        resume_hint: what to tell the user after an interruption.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        ConfigError: if `output` holds a run with other settings.
+        DataError: if the corpus cannot be read.
+        DivergedError: if training breaks down.
+        Interrupted: after Ctrl-C or SIGTERM, with everything saved.
+    """
+    prepare_process()
+    run = Path(output)
+    ranks, torch_device = join(pick_device(device))
+    if ranks.first:
+        _prepare(run, recipe, corpus, valid, tokenizer)
+    wait(ranks)
+    resolved = read_recipe(run)
+    shards = {side: Shards.open(run / "data" / side) for side in ("train", "valid")}
+    resolved = _fix_steps(run, resolved, shards["train"], ranks, torch_device)
+    model = _train(run, resolved, shards, ranks, torch_device, tensorboard, resume_hint)
+    leave()
+    del model
+    return load_language_model(run, device=device)
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The resolved recipe of a run directory."""
+    record = read_json(run / "recipe.json")
+    return from_dict(Recipe, record["recipe"], where=str(run / "recipe.json"))
+
+
+def _prepare(
+    run: Path, recipe: Recipe, corpus: Corpus, valid: Corpus | None, tokenizer: Tokenizer | None
+) -> None:
+    """Tokenizer, shards and the resolved recipe: whatever is not there yet."""
+    run.mkdir(parents=True, exist_ok=True)
+    settled = run / "recipe.json"
+    requested = json.loads(json.dumps(to_dict(recipe)))
+    if settled.is_file():
+        _check_same(run, requested, read_json(settled)["requested"])
+    if valid is None:
+        corpus, valid = corpus.split(valid=recipe.data.valid, seed=recipe.training.seed)
+    if (run / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.load(run)
+    elif tokenizer is None:
+        settings = recipe.tokenizer
+        logger.info("training a %s tokenizer of %d tokens", settings.kind, settings.vocab_size)
+        tokenizer = Tokenizer.train(
+            corpus,
+            kind=settings.kind,
+            vocab_size=settings.vocab_size,
+            lowercase=settings.lowercase,
+            strip_accents=settings.strip_accents,
+        )
+    tokenizer.save(run, max_length=recipe.model.max_length)
+    for side, documents in (("train", corpus), ("valid", valid)):
+        shards = write_shards(documents, tokenizer, run / "data" / side)
+        logger.info(
+            "%s text: %s tokens in %s documents",
+            side,
+            f"{shards.num_tokens:,}",
+            f"{shards.num_documents:,}",
+        )
+    if not settled.is_file():
+        resolved = recipe.with_vocabulary(tokenizer.vocabulary.size)
+        _write_recipe(run, resolved, requested)
+
+
+def _check_same(run: Path, requested: Any, before: Any) -> None:
+    if requested == before:
+        return
+    changed = ", ".join(_differences(requested, before))
+    raise ConfigError(
+        f"{run} holds a run with other settings ({changed}); give the settings it was started with "
+        "to resume it, or choose another directory with -o"
+    )
+
+
+def _differences(new: Any, old: Any, place: str = "") -> list[str]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        found = []
+        for key in sorted({*new, *old}):
+            inner = f"{place}.{key}" if place else key
+            found += _differences(new.get(key), old.get(key), inner)
+        return found
+    return [] if new == old else [f"{place}: {old} there, {new} now"]
+
+
+def _write_recipe(run: Path, recipe: Recipe, requested: Any) -> None:
+    record = {"firth": __version__, "recipe": to_dict(recipe), "requested": requested}
+    write_text(run / "recipe.json", json.dumps(record, indent=1))
+
+
+def _packed(recipe: Recipe, shards: Shards, vocabulary: Any, seed: int) -> PackedSequences:
+    return PackedSequences(
+        shards,
+        vocabulary,
+        max_length=recipe.data.max_length,
+        batch_tokens=recipe.training.batch_tokens,
+        seed=seed,
+    )
+
+
+def _new_model(recipe: Recipe, device: torch.device) -> Bert:
+    torch.manual_seed(recipe.training.seed)
+    return Bert(recipe.model, pooler=False).to(device)
+
+
+def _fix_steps(
+    run: Path, recipe: Recipe, shards: Shards, ranks: Ranks, device: torch.device
+) -> Recipe:
+    """Turns the budget into a number of steps, once for the life of the run."""
+    training = recipe.training
+    if training.steps is not None:
+        return recipe
+    packed = _packed(recipe, shards, Tokenizer.load(run).vocabulary, training.seed)
+    total = training.fixed_steps(packed.steps_per_epoch)
+    if total is None:
+        assert training.minutes is not None
+        logger.info("measuring throughput")
+        batches = ObjectiveBatches(packed, recipe.objective)
+        model = _new_model(recipe, device)
+        total = steps_within(training.minutes, model, recipe.objective, batches, training, ranks)
+    fixed = replace(training, steps=total, tokens=None, epochs=None, minutes=None)
+    recipe = replace(recipe, training=fixed)
+    if ranks.first:
+        _write_recipe(run, recipe, read_json(run / "recipe.json")["requested"])
+    wait(ranks)
+    return read_recipe(run)
+
+
+def _train(
+    run: Path,
+    recipe: Recipe,
+    shards: dict[str, Shards],
+    ranks: Ranks,
+    device: torch.device,
+    tensorboard: bool,
+    resume_hint: str,
+) -> Bert:
+    tokenizer = Tokenizer.load(run)
+    training, vocabulary = recipe.training, tokenizer.vocabulary
+    total = training.steps
+    if total is None:
+        raise CheckpointError(f"{run / 'recipe.json'} gives no number of steps")
+    packed = _packed(recipe, shards["train"], vocabulary, training.seed)
+    held_out = _packed(recipe, shards["valid"], vocabulary, _VALID_SEED)
+    model = _new_model(recipe, device)
+    logger.info(
+        "%s: %s parameters, %s steps of %s tokens, %.1f epochs, on %s",
+        recipe.name,
+        f"{sum(p.numel() for p in model.parameters()):,}",
+        f"{total:,}",
+        f"{training.batch_tokens:,}",
+        total / packed.steps_per_epoch,
+        device,
+    )
+
+    def export(trained: nn.Module) -> None:
+        assert isinstance(trained, Bert)
+        save_model(run, trained, vocabulary=vocabulary, firth={"recipe": recipe.name})
+        write_text(run / "README.md", model_card(run, recipe, shards))
+
+    valid_objective = replace(recipe.objective, rate=0.15, final_rate=None)
+    train(
+        State.begin(model, training),
+        recipe.objective,
+        ObjectiveBatches(packed, recipe.objective, total_steps=total),
+        training,
+        Run(
+            path=run,
+            total_steps=total,
+            valid=ObjectiveBatches(held_out, valid_objective),
+            num_valid_batches=min(
+                held_out.steps_per_epoch, max(1, recipe.data.valid_tokens // training.batch_tokens)
+            ),
+            unigram_entropy=shards["train"].unigram_entropy(),
+            sample=_sampler(shards["valid"], tokenizer, recipe),
+            export=export,
+            resume_hint=resume_hint,
+            tensorboard=tensorboard,
+            ranks=ranks,
+        ),
+    )
+    return model
+
+
+def _sampler(
+    shards: Shards, tokenizer: Tokenizer, recipe: Recipe, count: int = 3
+) -> Callable[[nn.Module], list[str]]:
+    """Shows what the model puts into one blank of a few held-out sentences."""
+    rng = random_stream(_SAMPLE_SEED, 0, 0)
+    starts = shards.document_starts
+    vocabulary = tokenizer.vocabulary
+    blank = tokenizer.token(vocabulary.mask)
+    questions: list[tuple[str, str]] = []
+    for document in rng.permutation(len(starts) - 1)[:count]:
+        begin = int(starts[document])
+        ids = shards.tokens(begin, min(int(starts[document + 1]), begin + 16)).tolist()
+        at = int(rng.integers(len(ids)))
+        answer = tokenizer.decode([ids[at]])
+        parts = [tokenizer.decode(part) for part in (ids[:at], ids[at + 1 :])]
+        questions.append((f"{parts[0]} {blank} {parts[1]}".strip(), answer))
+
+    def sample(model: nn.Module) -> list[str]:
+        engine = Engine.of(model, recipe.training.precision, recipe.model.max_length)
+        encodings = tokenizer.encode_batch([text for text, _ in questions])
+        lines = []
+        for (text, answer), blanks in zip(
+            questions, fill(engine, tokenizer, encodings, 3), strict=True
+        ):
+            guesses = ", ".join(f"{guess.token} {guess.probability:.2f}" for guess in blanks[0])
+            lines.append(f"{text}  ->  {guesses}  (was: {answer})")
+        return lines
+
+    return sample
+
+
+def model_card(run: Path, recipe: Recipe, shards: dict[str, Shards]) -> str:
+    """README.md of a run: what it is, what it was trained on, how well it predicts."""
+    rows = [row for row in read_metrics(run) if "valid_loss" in row]
+    last = rows[-1] if rows else None
+    result = (
+        f"Validation perplexity at masked positions: {last['valid_perplexity']:.2f} after step "
+        f"{last['step']:,} ({last['tokens']:,} tokens, {last['seconds'] / 60:.1f} minutes)."
+        if last
+        else "Not validated."
+    )
+    config = recipe.model
+    return f"""# {run.name}
+
+A {recipe.name} language model, trained with firth {__version__}.
+
+- Shape: {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads,
+  vocabulary {config.vocab_size:,} ({recipe.tokenizer.kind}).
+- Text: {shards["train"].num_tokens:,} tokens in {shards["train"].num_documents:,} documents; held
+  out: {shards["valid"].num_tokens:,} tokens.
+- {result}
+
+Load it with `firth.load("{run}")`. Everything it depends on is in `recipe.json`; the course of
+training is in `metrics.jsonl`. The licence of the weights follows from the text they were trained
+on: state it here.
+"""

@@ -1,0 +1,157 @@
+"""Vectors for sentences, words and tokens, from any layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firth.errors import ConfigError
+from firth.inference.forward import Engine, Window, windows
+from firth.models.mix import Pooling, pool
+from firth.protocols import Batch, Encoding
+
+Layers = int | Sequence[int] | Literal["all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """One text's vectors with what they stand for."""
+
+    units: list[str]
+    """The words or tokens."""
+    offsets: np.ndarray
+    """(n, 2) start and end of each in the text, in characters."""
+    vectors: np.ndarray
+    """(n, D), or (n, layers, D) where several layers were asked for; float32."""
+
+
+def chosen_layers(layers: Layers, num_layers: int) -> tuple[int, ...] | None:
+    """The wanted entries of `hidden_states` (0 is the embedding output), or None for just the last.
+
+    Raises:
+        ConfigError: if a layer does not exist.
+    """
+    if layers == "all":
+        return tuple(range(num_layers + 1))
+    wanted = (layers,) if isinstance(layers, int) else tuple(layers)  # type: ignore[arg-type]
+    if wanted in ((-1,), (num_layers,)):
+        return None
+    for layer in wanted:
+        if not -num_layers - 1 <= layer <= num_layers:
+            raise ConfigError(
+                f"layer {layer} does not exist: this model has the embedding output (0) and layers "
+                f"1 to {num_layers}"
+            )
+    return tuple(layer % (num_layers + 1) for layer in wanted)
+
+
+def _states(engine: Engine, batch: Batch, wanted: tuple[int, ...] | None) -> Tensor:
+    """(N, layers, D)."""
+    if wanted is None:
+        return engine.model(batch).last[:, None]
+    states = engine.model(batch, hidden_states=True).hidden_states
+    return torch.stack([states[i] for i in wanted], dim=1)
+
+
+def embed_sentences(
+    engine: Engine,
+    encodings: Sequence[Encoding],
+    *,
+    layers: tuple[int, ...] | None = None,
+    pooling: Pooling = "mean",
+) -> np.ndarray:
+    """One vector a text: the pooled states of its tokens, special tokens included.
+
+    A text longer than the model's window is pooled over its windows, each weighted by the tokens
+    it answers for ("max" takes the maximum, "first" and "last" the outer windows).
+
+    Returns:
+        (texts, layers, D) float32.
+    """
+    pieces = windows(encodings, engine.max_length)
+    pooled: list[np.ndarray] = [np.empty(0)] * len(pieces)
+
+    def compute(chosen: np.ndarray, batch: Batch) -> np.ndarray:
+        states = _states(engine, batch, layers)
+        flat = pool(states.flatten(1), batch.starts, pooling).float()
+        return flat.view(len(chosen), *states.shape[1:]).cpu().numpy()
+
+    for chosen, _, vectors in engine.run([w.ids for w in pieces], compute):
+        for i, vector in zip(chosen, vectors, strict=True):
+            pooled[i] = vector
+    if len(pieces) == len(encodings):
+        return np.stack(pooled)
+    return np.stack([_join(pieces, pooled, i, pooling) for i in range(len(encodings))])
+
+
+def _join(pieces: list[Window], pooled: list[np.ndarray], text: int, how: Pooling) -> np.ndarray:
+    own = [(w.end - w.begin, v) for w, v in zip(pieces, pooled, strict=True) if w.text == text]
+    values = np.stack([v for _, v in own])
+    if how == "mean":
+        return np.average(values, axis=0, weights=[n for n, _ in own])
+    return {"max": values.max(0), "first": values[0], "last": values[-1]}[how]
+
+
+def token_states(
+    engine: Engine, encodings: Sequence[Encoding], *, layers: tuple[int, ...] | None = None
+) -> list[np.ndarray]:
+    """Hidden states of every token of every text, special tokens included.
+
+    Returns:
+        One (tokens, layers, D) float32 array a text.
+    """
+    pieces = windows(encodings, engine.max_length)
+    states: list[np.ndarray | None] = [None] * len(encodings)
+
+    def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
+        return _states(engine, batch, layers).float().cpu().numpy()
+
+    for chosen, batch, stacked in engine.run([w.ids for w in pieces], compute):
+        for i, part in zip(chosen, np.split(stacked, batch.starts[1:-1].numpy()), strict=True):
+            window = pieces[i]
+            whole = states[window.text]
+            if whole is None:
+                shape = (len(encodings[window.text].ids), *part.shape[1:])
+                whole = states[window.text] = np.empty(shape, dtype=np.float32)
+            own = slice(window.begin - window.offset, window.end - window.offset)
+            whole[window.begin : window.end] = part[own]
+    return [one for one in states if one is not None]
+
+
+def word_vectors(encoding: Encoding, states: np.ndarray, words: Sequence[str] | None) -> Vectors:
+    """One vector a word: the mean of its tokens' states.
+
+    Args:
+        encoding: the text.
+        states: (tokens, layers, D) of the encoding.
+        words: the user's own words, or None for those of the pre-tokenizer. A word without any
+            token (an empty string) gets zeros.
+    """
+    inside = encoding.words >= 0
+    owner = encoding.words[inside]
+    count = len(words) if words is not None else int(owner.max(initial=-1)) + 1
+    sums = np.zeros((count, *states.shape[1:]), dtype=np.float32)
+    np.add.at(sums, owner, states[inside])
+    tokens = np.bincount(owner, minlength=count)
+    vectors = sums / np.maximum(1, tokens)[:, None, None]
+    if words is not None:
+        ends = np.cumsum([len(word) + 1 for word in words], dtype=np.int64) - 1
+        offsets = np.stack([ends - [len(word) for word in words], ends], axis=1)
+    else:
+        low = np.full(count, len(encoding.text), dtype=np.int64)
+        high = np.zeros(count, dtype=np.int64)
+        np.minimum.at(low, owner, encoding.offsets[inside, 0])
+        np.maximum.at(high, owner, encoding.offsets[inside, 1])
+        offsets = np.stack([low, high], axis=1)
+    units = [encoding.text[a:b] for a, b in offsets]
+    return Vectors(units=units, offsets=offsets, vectors=vectors)
+
+
+def token_vectors(encoding: Encoding, states: np.ndarray) -> Vectors:
+    """The states of each ordinary token of a text, from (tokens, layers, D)."""
+    inside = encoding.words >= 0
+    units = [token for token, keep in zip(encoding.tokens, inside, strict=True) if keep]
+    return Vectors(units=units, offsets=encoding.offsets[inside], vectors=states[inside])

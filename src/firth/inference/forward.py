@@ -1,0 +1,113 @@
+"""Running a model over many texts: windows, length order, small batches."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from firth.device import Precision, compute_dtype, computing
+from firth.protocols import Batch, Encoding
+from firth.text.batches import collate, length_batches
+
+T = TypeVar("T")
+
+BUDGET = {"cpu": 2048, "cuda": 65536}
+"""Tokens a batch: on the CPU its activations should stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model ready for inference: dropout off, its matrices already in the compute dtype."""
+
+    model: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    max_length: int
+
+    @staticmethod
+    def of(model: nn.Module, precision: Precision, max_length: int) -> "Engine":
+        """Makes the engine; a low-precision one holds its own copy of the linear layers."""
+        device = next(model.parameters()).device
+        dtype = compute_dtype(precision, device)
+        if dtype != torch.float32:
+            model = copy.deepcopy(model).requires_grad_(False)
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(dtype)
+        return Engine(model, device, dtype, max_length)
+
+    def run(
+        self,
+        ids: Sequence[np.ndarray],
+        compute: Callable[[np.ndarray, Batch], T],
+        *,
+        segments: Sequence[np.ndarray] | None = None,
+    ) -> Iterator[tuple[np.ndarray, Batch, T]]:
+        """Runs sequences in batches of like length.
+
+        Args:
+            ids: the sequences.
+            compute: calls the model; gets the indexes of a batch's sequences and the batch, and
+                runs in the compute dtype without gradients.
+            segments: of each sequence, for pairs.
+
+        Yields:
+            The indexes of the batch's sequences, the batch, and what `compute` gave.
+        """
+        lengths = np.array([len(one) for one in ids])
+        for longest_first in length_batches(lengths, BUDGET[self.device.type]):
+            chosen = longest_first[::-1]  # ascending, as attention groups them
+            batch = collate(
+                [ids[i] for i in chosen],
+                None if segments is None else [segments[i] for i in chosen],
+            ).to(self.device)
+            was_training = self.model.training
+            self.model.eval()
+            with torch.inference_mode(), computing(self.dtype, self.device):
+                kept = compute(chosen, batch)
+            self.model.train(was_training)
+            yield chosen, batch, kept
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of an encoded text that fits the model, special tokens added at its ends."""
+
+    text: int
+    """Index of the text."""
+    ids: np.ndarray
+    begin: int
+    """First token of the text (special tokens counted) that this window answers for."""
+    end: int
+    offset: int
+    """Token `t` of the text stands at `t - offset` in the window."""
+
+
+def windows(encodings: Sequence[Encoding], max_length: int) -> list[Window]:
+    """Cuts encoded texts into overlapping windows of at most `max_length` tokens.
+
+    A text that fits is one window. A longer one is cut at half-window steps, and each token belongs
+    to the window in which it is farthest from an edge; so no token is dropped and none counts twice.
+    """
+    found = []
+    for which, encoding in enumerate(encodings):
+        ids = encoding.ids
+        if len(ids) <= max_length:
+            found.append(Window(which, ids, 0, len(ids), 0))
+            continue
+        first, last, inner = ids[:1], ids[-1:], ids[1:-1]
+        room = max_length - 2
+        starts = list(range(0, len(inner) - room, max(1, room // 2))) + [len(inner) - room]
+        # Between two windows the border is the middle of their overlap.
+        borders = [(a + b + room) // 2 for a, b in zip(starts, starts[1:], strict=False)]
+        edges = [0, *borders, len(inner)]
+        for i, start in enumerate(starts):
+            piece = np.concatenate([first, inner[start : start + room], last])
+            begin = 0 if i == 0 else edges[i] + 1
+            end = len(ids) if i == len(starts) - 1 else edges[i + 1] + 1
+            found.append(Window(which, piece, begin, end, start))
+    return found

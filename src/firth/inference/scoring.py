@@ -1,0 +1,144 @@
+"""Filling blanks and scoring texts with a masked language model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firth.errors import UnsupportedError
+from firth.inference.forward import Engine, windows
+from firth.protocols import Batch, Encoding, Tokenizer
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A candidate for a blank."""
+
+    token: str
+    probability: float
+    text: str
+    """The text with the blank filled in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How likely a model finds a text."""
+
+    text: str
+    tokens: list[str]
+    """The ordinary tokens."""
+    log_probabilities: np.ndarray
+    """(tokens) nats: log p(token | all the others)."""
+    method: str = "pseudo-log-likelihood"
+
+    @property
+    def total(self) -> float:
+        """Sum of the log probabilities, in nats."""
+        return float(self.log_probabilities.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log probability a token."""
+        return float(np.exp(-self.log_probabilities.mean())) if len(self.tokens) else float("nan")
+
+
+def fill(
+    engine: Engine, tokenizer: Tokenizer, encodings: Sequence[Encoding], top_k: int
+) -> list[list[list[Filled]]]:
+    """The most probable tokens for every mask of every text, special tokens left out.
+
+    Returns:
+        For each text, for each of its masks, `top_k` candidates; several masks are filled
+        independently of each other.
+
+    Raises:
+        UnsupportedError: if a text has no mask, or is longer than the model's window.
+    """
+    vocabulary = tokenizer.vocabulary
+    mask = tokenizer.token(vocabulary.mask)
+    for encoding in encodings:
+        if vocabulary.mask not in encoding.ids:
+            raise UnsupportedError(
+                f"{encoding.text!r} has no blank; write {mask} where it should be"
+            )
+        if len(encoding.ids) > engine.max_length:
+            raise UnsupportedError(
+                f"a text to fill has {len(encoding.ids)} tokens and the model takes "
+                f"{engine.max_length}; shorten it"
+            )
+    found: list[list[list[Filled]]] = [[] for _ in encodings]
+    count = min(top_k, vocabulary.size - len(vocabulary.special))
+
+    def compute(_chosen: np.ndarray, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        at = (batch.input_ids == vocabulary.mask).nonzero().squeeze(1)
+        logits = engine.model.logits(engine.model(batch).last[at]).float()  # type: ignore[operator]
+        logits[:, list(vocabulary.special)] = -torch.inf
+        best = torch.softmax(logits, dim=-1).topk(count)
+        owners = torch.bucketize(at.cpu(), batch.starts, right=True) - 1
+        return owners, best.values, best.indices
+
+    for chosen, _, best in engine.run([e.ids for e in encodings], compute):
+        for owner, p, ids in zip(*(part.tolist() for part in best), strict=True):
+            which = int(chosen[owner])
+            place = len(found[which])
+            found[which].append(
+                [
+                    Filled(tokenizer.token(i), q, _filled(tokenizer, encodings[which], place, i))
+                    for q, i in zip(p, ids, strict=True)
+                ]
+            )
+    return found
+
+
+def _filled(tokenizer: Tokenizer, encoding: Encoding, place: int, token: int) -> str:
+    at = np.flatnonzero(encoding.ids == tokenizer.vocabulary.mask)[place]
+    begin, end = encoding.offsets[at]
+    # A leading blank belongs to the word in byte-level and Unigram vocabularies.
+    return encoding.text[:begin] + tokenizer.decode([token]).strip() + encoding.text[end:]
+
+
+def score_masked(
+    engine: Engine, tokenizer: Tokenizer, encodings: Sequence[Encoding]
+) -> list[Score]:
+    """Pseudo-log-likelihoods (Salazar et al. 2020, eq. 1): sum_t log p(w_t | w without t).
+
+    Each ordinary token is masked in a copy of its own, and the head runs at that slot alone. Texts
+    longer than the model's window are scored in overlapping windows, each token where it has most
+    context.
+    """
+    vocabulary = tokenizer.vocabulary
+    copies: list[np.ndarray] = []
+    where: list[tuple[int, int, int]] = []
+    for window in windows(encodings, engine.max_length):
+        inside = encodings[window.text].words >= 0
+        for t in range(window.begin, window.end):
+            if inside[t]:
+                masked = window.ids.copy()
+                masked[t - window.offset] = vocabulary.mask
+                copies.append(masked)
+                where.append((window.text, t, t - window.offset))
+    logs = [np.zeros(len(encoding.ids)) for encoding in encodings]
+
+    def compute(chosen: np.ndarray, batch: Batch) -> Tensor:
+        at = batch.starts[:-1] + torch.tensor([where[i][2] for i in chosen])
+        hidden = engine.model(batch).last[at.to(engine.device)]
+        logits = engine.model.logits(hidden).float()  # type: ignore[operator]
+        targets = torch.tensor([int(encodings[where[i][0]].ids[where[i][1]]) for i in chosen])
+        return torch.log_softmax(logits, -1).cpu().gather(1, targets[:, None]).squeeze(1)
+
+    for chosen, _, values in engine.run(copies, compute):
+        for i, value in zip(chosen, values.tolist(), strict=True):
+            text, token, _ = where[i]
+            logs[text][token] = value
+    return [
+        Score(
+            text=encoding.text,
+            tokens=[
+                t for t, word in zip(encoding.tokens, encoding.words, strict=True) if word >= 0
+            ],
+            log_probabilities=log[encoding.words >= 0],
+        )
+        for encoding, log in zip(encodings, logs, strict=True)
+    ]

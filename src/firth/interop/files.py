@@ -1,0 +1,104 @@
+"""Weights of a model directory: written in one step, read whole or in shards, matched by name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from firth.atomic import write_file
+from firth.config import read_json
+from firth.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+
+_NAMED = 10
+"""Tensors that an error names before it only counts them."""
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a safetensors file that `transformers` reads, in one step.
+
+    Raises:
+        ResourceError: if it cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(str(error)) from error
+
+    write_file(path, write)
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors`, or of the shards that its index lists.
+
+    Raises:
+        CheckpointError: if there is no such file, or it is damaged.
+    """
+    index = directory / f"{WEIGHTS}.index.json"
+    if (directory / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    elif index.is_file():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    else:
+        raise CheckpointError(f"{directory}: no {WEIGHTS}{_pickle_hint(directory)}")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            tensors |= load_file(directory / name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{directory / name}: cannot be read: {error}") from error
+    return tensors
+
+
+def _pickle_hint(directory: Path) -> str:
+    pickles = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
+    if not pickles:
+        return ""
+    return (
+        f"; {pickles[0]} is a pickle, which can run code and is not read: load the model with "
+        "transformers and call save_pretrained, which writes safetensors"
+    )
+
+
+def match_tensors(
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[str, torch.Size],
+    *,
+    where: Path,
+) -> dict[str, Tensor]:
+    """The tensors of a file as float32 tensors under our names.
+
+    Args:
+        tensors: by the file's names.
+        names: our name to the file's names of its parts along the first dimension.
+        shapes: by our names.
+        where: the directory to name in an error.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, unexpected or of another shape.
+    """
+    wrong = []
+    for name, parts in names.items():
+        rows, *rest = shapes[name]
+        shape = torch.Size((rows // len(parts), *rest))
+        for part in parts:
+            if part not in tensors:
+                wrong.append(f"{part} is missing")
+            elif tensors[part].shape != shape:
+                found = tuple(tensors[part].shape)
+                wrong.append(f"{part} has shape {found}, expected {tuple(shape)}")
+    used = {part for parts in names.values() for part in parts}
+    wrong += [f"{name} is unexpected" for name in sorted(tensors) if name not in used]
+    if wrong:
+        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise CheckpointError(f"{where}: {'; '.join(wrong[:_NAMED])}{more}")
+    return {
+        name: torch.cat([tensors[part].float() for part in parts]) for name, parts in names.items()
+    }

@@ -1,0 +1,241 @@
+"""Bricks that see a flat (N, D): norms, feed-forward layers, dropout, the language-model head."""
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["gelu", "relu"]
+_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+
+_CHUNK_ELEMENTS = 1 << 20
+"""Scores computed at a time by the head's loss: four megabytes of float32 stay in the cache."""
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016): y = g (x - mean) / sqrt(var + eps) + b.
+
+    Computed in float32 whatever the dtype of `x`; the output has the dtype of `x`.
+    """
+
+    def __init__(self, size: int, *, eps: float, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # the kernel takes bfloat16 x with float32 g and b
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        bias = None if self.bias is None else self.bias.float()
+        y = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps)
+        return y.to(x.dtype)
+
+
+def keep_mask(shape: torch.Size, rate: float, like: Tensor) -> Tensor:
+    """A random mask of zeros (with probability `rate`) and ones, in the dtype of `like`.
+
+    On the CPU one random byte decides an element, so the rate is rounded to a multiple of 1/256
+    (`keep_scale` makes up for it exactly); drawing floats would cost more than the layer itself.
+    The bytes come from a generator seeded by torch's, so `torch.manual_seed` fixes them.
+    """
+    if like.device.type != "cpu":
+        return torch.rand(shape, device=like.device).ge_(rate).to(like.dtype)
+    count = math.prod(shape)
+    seed = int(torch.randint(2**62, ()))
+    generator = np.random.SFC64(seed)
+    words = generator.random_raw(-(-count // 8))
+    drawn = torch.from_numpy(words.view(np.uint8)[:count]).view(shape)
+    return torch.ge(drawn, _dropped_bytes(rate), out=torch.empty(shape, dtype=like.dtype))
+
+
+def keep_scale(rate: float, device: torch.device) -> float:
+    """What kept elements are multiplied by, so that the expectation is unchanged."""
+    return 1 / (1 - (_dropped_bytes(rate) / 256 if device.type == "cpu" else rate))
+
+
+def _dropped_bytes(rate: float) -> int:
+    return max(1, round(rate * 256))
+
+
+class _DropoutAdd(torch.autograd.Function):
+    """residual + dropout(x) in one pass over memory."""
+
+    @staticmethod
+    def forward(ctx, residual: Tensor, x: Tensor, rate: float) -> Tensor:  # type: ignore[override]
+        mask = keep_mask(x.shape, rate, x)
+        ctx.scale = keep_scale(rate, x.device)
+        ctx.save_for_backward(mask)
+        return torch.addcmul(residual, x, mask, value=ctx.scale)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):  # type: ignore[override]
+        (mask,) = ctx.saved_tensors
+        return grads[0], (grads[0] * mask).mul_(ctx.scale), None
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, rate: float) -> Tensor:  # type: ignore[override]
+        mask = keep_mask(x.shape, rate, x)
+        ctx.scale = keep_scale(rate, x.device)
+        ctx.save_for_backward(mask)
+        return (x * mask).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):  # type: ignore[override]
+        (mask,) = ctx.saved_tensors
+        return (grads[0] * mask).mul_(ctx.scale), None
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014); `add` fuses it with the residual sum that follows it."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    @property
+    def active(self) -> bool:
+        return self.training and self.rate > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Dropout.apply(x, self.rate) if self.active else x  # type: ignore[return-value]
+
+    def add(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + dropout(x)."""
+        if not self.active:
+            return residual + x
+        return _DropoutAdd.apply(residual, x, self.rate)  # type: ignore[return-value]
+
+
+class FeedForward(nn.Module):
+    """W2 act(W1 x), or gated: W2 (act(W1 x) * V x) (Shazeer 2020), with V below W1 in one matrix.
+
+    Vaswani et al. 2017, section 3.3, with GELU (Hendrycks and Gimpel 2016) for BERT; GeGLU for
+    ModernBERT.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        intermediate_size: int,
+        *,
+        activation: Activation,
+        gated: bool,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(size, intermediate_size * (2 if gated else 1), bias=bias)
+        self.down = nn.Linear(intermediate_size, size, bias=bias)
+        self.activation = activation
+        self.gated = gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)  # (N, F) or (N, 2F)
+        act = _ACTIVATIONS[self.activation]
+        if self.gated:
+            x, gate = x.chunk(2, dim=-1)  # (N, F) each
+            return self.down(act(x) * gate)
+        return self.down(act(x))
+
+
+class LanguageModelHead(nn.Module):
+    """Scores over the vocabulary: E norm(act(W h)) + b, with E the input embedding (tied).
+
+    Devlin et al. 2019: the transform before the softmax has an activation and a layer norm. The
+    embedding matrix is passed in at each call, so the head owns no second copy of it.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        vocab_size: int,
+        *,
+        activation: Activation,
+        eps: float,
+        dense_bias: bool = True,
+        norm_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, size, bias=dense_bias)
+        self.norm = LayerNorm(size, eps=eps, bias=norm_bias)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.activation = activation
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        return self.norm(_ACTIVATIONS[self.activation](self.dense(hidden)))
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """(M, D) hidden states to (M, V) scores."""
+        return F.linear(self.transform(hidden), embedding, self.bias)
+
+    def loss(self, hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
+        """Summed cross-entropy of (M) `targets`, in nats, without keeping the (M, V) scores."""
+        return linear_cross_entropy(self.transform(hidden), embedding, self.bias, targets)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of -log softmax(h E' + b)[target]; the gradients are made in the forward pass.
+
+    The scores of a chunk of rows are reused in place as probabilities and then as the gradient, so
+    memory is that of one chunk whatever M and V are. Products run in the dtype of `hidden`, the
+    softmax in float32.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx, hidden: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor
+    ) -> Tensor:
+        dtype = hidden.dtype
+        weight = embedding.to(dtype)
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(embedding)
+        d_bias = torch.zeros_like(bias)
+        total = torch.zeros((), device=hidden.device)
+        rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
+        for i in range(0, hidden.shape[0], rows):
+            h, target = hidden[i : i + rows], targets[i : i + rows, None]
+            scores = torch.addmm(bias.to(dtype), h, weight.t())  # (rows, V)
+            p = torch.softmax(scores, dim=-1, dtype=torch.float32)
+            total -= p.gather(1, target).clamp_min_(1e-37).log_().sum()
+            p.scatter_add_(1, target, p.new_full((), -1).expand_as(target))
+            d_scores = p.to(dtype)
+            torch.mm(d_scores, weight, out=d_hidden[i : i + rows])
+            d_weight += d_scores.t() @ h
+            d_bias += p.sum(0)
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):  # type: ignore[override]
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        scale = grads[0]
+        return d_hidden * scale.to(d_hidden.dtype), d_weight.mul_(scale), d_bias.mul_(scale), None
+
+
+def linear_cross_entropy(
+    hidden: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor
+) -> Tensor:
+    """Summed cross-entropy of a linear layer's scores.
+
+    Args:
+        hidden: (M, D).
+        embedding: (V, D).
+        bias: (V).
+        targets: (M) int64.
+
+    Returns:
+        () float32, the sum over the M rows, in nats.
+    """
+    if not torch.is_grad_enabled():
+        total = hidden.new_zeros((), dtype=torch.float32)
+        rows = max(1, _CHUNK_ELEMENTS // embedding.shape[0])
+        for h, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+            scores = F.linear(h, embedding.to(h.dtype), bias.to(h.dtype)).float()
+            total += F.cross_entropy(scores, target, reduction="sum")
+        return total
+    return _LinearCrossEntropy.apply(hidden, embedding, bias, targets)  # type: ignore[return-value]

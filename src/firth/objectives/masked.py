@@ -1,0 +1,131 @@
+"""Masked language modelling: which positions are predicted, and what stands there meanwhile."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from firth.errors import ConfigError
+from firth.protocols import Batch, Loss, Sequences, Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLM:
+    """BERT's masked LM (Devlin et al. 2019, section 3.1 and appendix A.1).
+
+    In each sequence of n tokens, max(1, round(rate n)) are chosen anew at every visit; of these
+    80 % become the mask token, 10 % a random token and 10 % stay. The loss is the cross-entropy at
+    the chosen positions. With `whole_words` the units chosen are words, as the tokenizer's
+    pre-tokenizer cuts them: they are taken in random order, skipping any that no longer fits
+    (google-research/bert, `create_pretraining_data.py`).
+
+    Departures: random tokens are never special tokens.
+    """
+
+    rate: float = 0.15
+    """Share of the tokens that is predicted, at the start of training."""
+    final_rate: float | None = None
+    """If set, the rate moves to this value, linearly over the run (Ankner et al. 2024)."""
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    whole_words: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "final_rate", "mask_share", "random_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"MaskedLM.{name} is {value}, expected a share between 0 and 1")
+        if self.mask_share + self.random_share > 1:
+            raise ConfigError("MaskedLM: mask_share and random_share add up to more than 1")
+
+    def rate_at(self, progress: float) -> float:
+        """The masking rate after this share of training."""
+        if self.final_rate is None:
+            return self.rate
+        return self.rate + (self.final_rate - self.rate) * progress
+
+    def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
+        """Chooses and corrupts positions; `targets` are the tokens that stood there."""
+        ids = sequences.ids.copy()
+        rate = self.rate_at(sequences.progress)
+        chosen = choose_positions(sequences, rate, rng, whole_words=self.whole_words)
+        targets = ids[chosen]
+        draw = rng.random(len(chosen))
+        masked = draw < self.mask_share
+        random = ~masked & (draw < self.mask_share + self.random_share)
+        ids[chosen[masked]] = sequences.vocabulary.mask
+        ids[chosen[random]] = rng.choice(ordinary_ids(sequences.vocabulary), int(random.sum()))
+        return Batch(
+            input_ids=torch.from_numpy(ids),
+            starts=torch.from_numpy(sequences.starts),
+            predict_at=torch.from_numpy(chosen),
+            targets=torch.from_numpy(targets),
+        )
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Cross-entropy at the predicted positions; the head runs nowhere else."""
+        assert batch.predict_at is not None and batch.targets is not None
+        hidden = model(batch).last.index_select(0, batch.predict_at)  # (M, D)
+        total = model.prediction_loss(hidden, batch.targets)
+        return Loss(total, batch.num_predictions)
+
+
+@lru_cache(maxsize=8)
+def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
+    """All token ids that are not special."""
+    return np.setdiff1d(np.arange(vocabulary.size), vocabulary.special)
+
+
+def choose_positions(
+    sequences: Sequences, rate: float, rng: np.random.Generator, *, whole_words: bool
+) -> np.ndarray:
+    """Positions to predict: about `rate` of each sequence's ordinary tokens, sorted.
+
+    Returns:
+        (M) int64 positions in 0..N-1.
+    """
+    lengths = np.diff(sequences.starts)
+    owner = np.repeat(np.arange(len(lengths)), lengths)  # (N) sequence of each token
+    ordinary = np.flatnonzero(~np.isin(sequences.ids, sequences.vocabulary.special))
+    owner = owner[ordinary]
+    wanted = np.bincount(owner, minlength=len(lengths)) * rate
+    wanted = np.where(wanted > 0, np.maximum(1, np.round(wanted)), 0).astype(np.int64)
+    opens = np.ones(len(ordinary), dtype=bool)
+    if whole_words:
+        opens = sequences.opens_word[ordinary].copy()
+        opens[0:1] = True
+        # A word ends at a special token and at the end of its sequence.
+        opens[1:] |= (np.diff(ordinary) > 1) | (np.diff(owner) > 0)
+    unit = np.cumsum(opens) - 1  # unit of each ordinary token
+    sizes = np.bincount(unit)
+    taken = _take_units(owner[opens], sizes, wanted, rng)
+    return ordinary[taken[unit]]
+
+
+def _take_units(
+    owner: np.ndarray, sizes: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Which units are taken when each sequence fills its quota in random order."""
+    taken = np.zeros(len(sizes), dtype=bool)
+    order = np.lexsort((rng.random(len(sizes)), owner))
+    left = wanted.copy()
+    while True:
+        order = order[sizes[order] <= left[owner[order]]]  # too long now is too long for good
+        if not len(order):
+            return taken
+        who, size = owner[order], sizes[order]
+        total = np.cumsum(size)
+        first = np.concatenate(([True], who[1:] != who[:-1]))
+        within = total - np.repeat(
+            (total - size)[first], np.diff([*np.flatnonzero(first), len(who)])
+        )
+        fits = within <= left[who]
+        # Only those before the first that does not fit: what follows may fit beside fewer.
+        blocked = np.cumsum(~fits)
+        base = np.repeat((blocked - ~fits)[first], np.diff([*np.flatnonzero(first), len(who)]))
+        accepted = (blocked - base) == 0
+        taken[order[accepted]] = True
+        left -= np.bincount(who[accepted], weights=size[accepted], minlength=len(left)).astype(int)
+        order = order[~accepted]

@@ -1,0 +1,127 @@
+"""One function per system: a resolved recipe, citing its paper and listing departures."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from firth.config import suggest
+from firth.errors import ConfigError
+from firth.models.bert import MODERN, SIZES, BertConfig
+from firth.objectives import MaskedLM
+from firth.training import AdamW, Muon, Schedule, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """The vocabulary to train on the corpus."""
+
+    kind: Literal["wordpiece", "bpe", "unigram", "word"] = "wordpiece"
+    vocab_size: int = 8192
+    lowercase: bool = False
+    strip_accents: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How the corpus becomes sequences."""
+
+    max_length: int = 128
+    """Longest training sequence in tokens, special tokens included."""
+    valid: float = 0.01
+    """Share of the documents held out, where no validation files are given."""
+    valid_tokens: int = 200_000
+    """Tokens of the held-out text that each validation looks at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a pre-training run depends on, beside its corpus."""
+
+    name: str
+    model: BertConfig
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    objective: MaskedLM = field(default_factory=MaskedLM)
+    data: DataSettings = field(default_factory=DataSettings)
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        if self.data.max_length > self.model.max_length:
+            raise ConfigError(
+                f"data.max_length {self.data.max_length} is more than the model's window "
+                f"(model.max_length {self.model.max_length})"
+            )
+        if self.training.batch_tokens < self.data.max_length:
+            raise ConfigError(
+                f"training.batch_tokens {self.training.batch_tokens} is less than one sequence "
+                f"(data.max_length {self.data.max_length})"
+            )
+
+    def with_vocabulary(self, size: int) -> "Recipe":
+        """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have."""
+        return replace(
+            self,
+            model=replace(self.model, vocab_size=size),
+            tokenizer=replace(self.tokenizer, vocab_size=size),
+        )
+
+
+def bert(size: str = "mini", vocab_size: int = 8192) -> Recipe:
+    """BERT (Devlin et al. 2019), section 3 and appendix A.2, at the sizes of Turc et al. 2019.
+
+    Departures, for small corpora and machines: masked LM alone, without next-sentence prediction
+    (Liu et al. 2019, section 4.2); sequences of 128 tokens throughout; a cased vocabulary of 8,192
+    trained on the corpus; batches of 8,192 tokens; peak learning rate 1e-3 up to 4x256 and 5e-4
+    above, beta2 0.98, warm-up 6 %; no dropout, since a short run sees its text only a few times
+    (Geiping and Goldstein 2023, section 4.3; set `model.dropout` to 0.1 for many epochs).
+    """
+    shape = _shape(size)
+    model = BertConfig(vocab_size=vocab_size, dropout=0.0, **shape)
+    lr = 1e-3 if shape["hidden_size"] <= 256 else 5e-4
+    return Recipe(
+        name="bert",
+        model=model,
+        tokenizer=TokenizerSettings(vocab_size=vocab_size),
+        training=Training(steps=20_000, optimizer=AdamW(lr=lr), schedule=Schedule(warmup=0.06)),
+    )
+
+
+def modern_bert(size: str = "mini", vocab_size: int = 8192) -> Recipe:
+    """ModernBERT (Warner et al. 2024), section 2.1, at BERT's sizes.
+
+    Pre-norm, rotary positions, GeGLU, no biases, alternating local (128 tokens) and global
+    attention; masking rate 30 % and a trapezoidal schedule as in its section 2.2.
+
+    Departures: intermediate size 2/3 of BERT's, so that the gated layer has as many weights;
+    Muon with AdamW for the rest instead of StableAdamW; the rate falls from 30 % to 15 %.
+    """
+    shape = _shape(size)
+    shape["intermediate_size"] = -(-shape["intermediate_size"] * 2 // 3 // 64) * 64
+    model = BertConfig(vocab_size=vocab_size, max_length=1024, **shape, **MODERN)  # type: ignore[arg-type]
+    return Recipe(
+        name="modern-bert",
+        model=model,
+        tokenizer=TokenizerSettings(vocab_size=vocab_size),
+        objective=MaskedLM(rate=0.3, final_rate=0.15),
+        training=Training(
+            steps=20_000, optimizer=Muon(), schedule=Schedule(shape="trapezoid", warmup=0.02)
+        ),
+    )
+
+
+RECIPES = {"bert": bert, "modern-bert": modern_bert}
+
+
+def recipe(name: str, **arguments: Any) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; {suggest(name, RECIPES)}")
+    return RECIPES[name](**arguments)
+
+
+def _shape(size: str) -> dict[str, int]:
+    if size not in SIZES:
+        raise ConfigError(f"unknown size {size!r}; {suggest(size, SIZES)}")
+    return dict(SIZES[size])

@@ -1,0 +1,238 @@
+"""Batches as pure functions of (data, seed, step): no loader state, nothing to restore.
+
+`PackedSequences` serves pre-training: pieces of documents, shuffled anew each epoch, up to a token
+budget. `BucketedSequences` serves tasks: labelled sequences of nearly one length together.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from firth.errors import ConfigError, DataError
+from firth.protocols import Batch, Objective, Sequences, Vocabulary
+
+_ORDER, _DRAW = 1, 2
+"""What a derived random stream is for."""
+
+
+class TokenSource(Protocol):
+    """Tokens of documents, end to end. `firth.text.shards.Shards` is the implementation."""
+
+    @property
+    def document_starts(self) -> np.ndarray: ...
+
+    def tokens(self, begin: int, end: int) -> np.ndarray: ...
+
+    def opens_word(self, begin: int, end: int) -> np.ndarray: ...
+
+
+def random_stream(seed: int, purpose: int, index: int) -> np.random.Generator:
+    """The generator of one purpose at one step or epoch."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose, index))))
+
+
+def cut_documents(starts: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts documents into pieces of at most `longest` tokens; no piece spans two documents.
+
+    Args:
+        starts: (documents + 1) offsets.
+        longest: tokens.
+
+    Returns:
+        begin and end of each piece, in tokens.
+    """
+    pieces = -(-np.diff(starts) // longest)
+    document = np.repeat(np.arange(len(pieces)), pieces)
+    nth = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    begin = starts[document] + nth * longest
+    return begin, np.minimum(begin + longest, starts[document + 1])
+
+
+class PackedSequences:
+    """Document pieces with their special tokens, drawn up to a token budget.
+
+    The batches of an epoch partition the corpus: batch b holds the pieces that begin in
+    [b, b+1) budgets of the epoch's shuffled order. So every epoch has the same number of batches,
+    no token is lost and none is seen twice. Inside a batch sequences are sorted by length, which
+    lets attention work on contiguous groups.
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        vocabulary: Vocabulary,
+        *,
+        max_length: int,
+        batch_tokens: int,
+        seed: int,
+        shuffle: bool = True,
+    ) -> None:
+        """Cuts the documents of `source`.
+
+        Args:
+            source: the tokens.
+            vocabulary: for the special tokens that open and close a sequence.
+            max_length: longest sequence in tokens, its two special tokens included.
+            batch_tokens: the budget of a batch.
+            seed: of the order.
+            shuffle: anew each epoch; False keeps the order of the corpus.
+
+        Raises:
+            ConfigError: if a batch could not hold one full sequence.
+            DataError: if there are no tokens.
+        """
+        if batch_tokens < max_length:
+            raise ConfigError(
+                f"batch_tokens {batch_tokens} is less than max_length {max_length}; "
+                "a batch must hold at least one full sequence"
+            )
+        self.begin, self.end = cut_documents(source.document_starts, max_length - 2)
+        if not len(self.begin):
+            raise DataError("the corpus holds no tokens")
+        self.source, self.vocabulary = source, vocabulary
+        self.batch_tokens, self.seed, self.shuffle = batch_tokens, seed, shuffle
+        self.tokens_per_epoch = int((self.end - self.begin).sum()) + 2 * len(self.begin)
+        self.steps_per_epoch = -(-self.tokens_per_epoch // batch_tokens)
+        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def sequences(self, step: int, progress: float = 0.0) -> Sequences:
+        """The sequences of one step."""
+        begin, end = self._pieces(step)
+        starts = np.concatenate(([0], np.cumsum(end - begin + 2)))
+        ids = np.empty(starts[-1], dtype=np.int64)
+        opens = np.ones(starts[-1], dtype=bool)
+        ids[starts[:-1]] = self.vocabulary.first
+        ids[starts[1:] - 1] = self.vocabulary.last
+        for b, e, at in zip(begin.tolist(), end.tolist(), (starts[:-1] + 1).tolist(), strict=True):
+            ids[at : at + e - b] = self.source.tokens(b, e)
+            opens[at : at + e - b] = self.source.opens_word(b, e)
+        return Sequences(
+            ids=ids, starts=starts, opens_word=opens, vocabulary=self.vocabulary, progress=progress
+        )
+
+    def _pieces(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order, first = self._order(epoch)
+        budget = self.batch_tokens
+        low, high = np.searchsorted(first, [place * budget, (place + 1) * budget])
+        begin, end = self.begin[order[low:high]], self.end[order[low:high]]
+        by_length = np.argsort(end - begin, kind="stable")
+        return begin[by_length], end[by_length]
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pieces in the order of an epoch, and the tokens that stand before each."""
+        epoch = epoch if self.shuffle else 0
+        if epoch not in self._orders:
+            order = np.arange(len(self.begin))
+            if self.shuffle:
+                order = random_stream(self.seed, _ORDER, epoch).permutation(order)
+            lengths = (self.end - self.begin)[order] + 2
+            # Two epochs: loader threads may look past the end of the current one.
+            kept = dict(list(self._orders.items())[-1:])
+            self._orders = {**kept, epoch: (order, np.cumsum(lengths) - lengths)}
+        return self._orders[epoch]
+
+
+class ObjectiveBatches:
+    """batch(step): the step's sequences, prepared by an objective with the step's own generator."""
+
+    def __init__(
+        self, packed: PackedSequences, objective: Objective, *, total_steps: int | None = None
+    ) -> None:
+        """`total_steps` gives the objective's schedules their end."""
+        self.packed, self.objective, self.total_steps = packed, objective, total_steps
+        self.steps_per_epoch = packed.steps_per_epoch
+
+    def __call__(self, step: int) -> Batch:
+        progress = 0.0 if self.total_steps is None else min(1.0, step / self.total_steps)
+        sequences = self.packed.sequences(step, progress)
+        return self.objective.prepare(sequences, random_stream(self.packed.seed, _DRAW, step))
+
+
+def collate(
+    ids: Sequence[np.ndarray],
+    segments: Sequence[np.ndarray] | None = None,
+    targets: np.ndarray | None = None,
+) -> Batch:
+    """Lays encoded sequences end to end."""
+    starts = np.concatenate(([0], np.cumsum([len(one) for one in ids], dtype=np.int64)))
+    return Batch(
+        input_ids=torch.from_numpy(np.concatenate(ids)),
+        starts=torch.from_numpy(starts),
+        segments=None if segments is None else torch.from_numpy(np.concatenate(segments)),
+        targets=None if targets is None else torch.from_numpy(targets),
+    )
+
+
+def length_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Groups sequences by length, each group up to `budget` tokens: the order for inference.
+
+    Args:
+        lengths: (B) tokens of each sequence.
+        budget: tokens a group may hold; a longer sequence stands alone.
+
+    Returns:
+        Index arrays that partition 0..B-1, longest sequences first (so that a lack of memory shows
+        at once).
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    groups, held = [], 0
+    begin = 0
+    for i, length in enumerate(np.asarray(lengths)[order].tolist()):
+        if i > begin and held + length > budget:
+            groups.append(order[begin:i])
+            begin, held = i, 0
+        held += length
+    return [*groups, order[begin:]] if len(order) else []
+
+
+class BucketedSequences:
+    """batch(step) of labelled sequences: `batch_size` of nearly one length together.
+
+    Each epoch shuffles, sorts windows of fifty batches by length, and shuffles the batches: lengths
+    mix across steps but not within one (the `group_by_length` of other tools).
+    """
+
+    window = 50
+
+    def __init__(
+        self,
+        ids: Sequence[np.ndarray],
+        targets: np.ndarray,
+        *,
+        segments: Sequence[np.ndarray] | None = None,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        if not len(ids):
+            raise DataError("there are no labelled examples to draw from")
+        self.ids, self.targets, self.segments = ids, targets, segments
+        self.batch_size, self.seed = batch_size, seed
+        self.lengths = np.array([len(one) for one in ids])
+        self.steps_per_epoch = -(-len(ids) // batch_size)
+        self._epochs: dict[int, list[np.ndarray]] = {}
+
+    def __call__(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        chosen = self._batches(epoch)[place]
+        return collate(
+            [self.ids[i] for i in chosen],
+            None if self.segments is None else [self.segments[i] for i in chosen],
+            self.targets[chosen],
+        )
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        if epoch not in self._epochs:
+            rng = random_stream(self.seed, _ORDER, epoch)
+            order = rng.permutation(len(self.ids))
+            wide = self.window * self.batch_size
+            windows = [order[i : i + wide] for i in range(0, len(order), wide)]
+            order = np.concatenate([w[np.argsort(self.lengths[w], kind="stable")] for w in windows])
+            size = self.batch_size
+            batches = [order[i : i + size] for i in range(0, len(order), size)]
+            kept = dict(list(self._epochs.items())[-1:])
+            shuffled = [batches[i] for i in rng.permutation(len(batches))]
+            self._epochs = {**kept, epoch: shuffled}
+        return self._epochs[epoch]

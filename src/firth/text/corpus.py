@@ -1,0 +1,247 @@
+"""A corpus: documents streamed from text files, or held in memory, and split by content.
+
+corpus = Corpus.from_files(["novels/", "news/*.jsonl.zst"], drop_duplicates=True)
+train, valid = corpus.split(valid=0.01)
+for document in train: ...
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from firth.config import suggest
+from firth.errors import ConfigError, DataError
+from firth.text.files import Statistics, digest_file, find_files
+from firth.text.formats import ROWS, UNITS, describe_file, read_documents
+
+__all__ = ["Corpus", "Description", "Part", "Statistics"]
+
+
+class Description(NamedTuple):
+    """How one file of a corpus is read."""
+
+    path: str
+    format: str
+    """Suffixes that decided, such as ".txt.zst"; "list" for texts in memory."""
+    unit: str
+    """What a document is: "file", "block" or "line" of a .txt, "row" of a table, "text"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One side of a split: a document belongs to it by a hash of its text alone."""
+
+    side: Literal["train", "valid"]
+    valid: float
+    """Share of documents on the side "valid", in expectation."""
+    seed: int
+    depth: int = 0
+    """How many splits came before; it makes them independent of each other."""
+
+    def select(self, documents: list[str]) -> list[str]:
+        """Those of the documents that are on this side."""
+        salt = _digest(f"{self.depth}:{self.seed}")
+        limit = int(self.valid * 2**128).to_bytes(16)
+        is_valid = self.side == "valid"
+        return [text for text in documents if (_digest(text, salt) < limit) == is_valid]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Documents in a fixed order, streamed anew by each iteration.
+
+    Documents are stripped of white space at both ends, and empty ones are dropped. Build one with
+    `from_files` or `from_texts`.
+    """
+
+    files: tuple[Path, ...] = ()
+    texts: tuple[str, ...] = ()
+    documents: str = "auto"
+    text_column: str = "text"
+    errors: str = "strict"
+    drop_duplicates: bool = False
+    parts: tuple[Part, ...] = ()
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        documents: str = "auto",
+        text_column: str = "text",
+        errors: str = "strict",
+        drop_duplicates: bool = False,
+    ) -> "Corpus":
+        """A corpus of text files, of which only the names are looked at for now.
+
+        Formats, by suffix: .txt; .jsonl, one object a line; .csv with standard quoting; .tsv, in
+        which quotes are literal; .parquet (needs the extra ``data``). All but .parquet may also be
+        compressed, as .gz or .zst (needs the extra ``data``). Text is UTF-8, with or without a
+        byte-order mark; every line break becomes a line feed.
+
+        Args:
+            paths: one or many files, folders (everything below with a known suffix, sorted, hidden
+                files left out) and glob patterns (``**`` for any folders). A file named twice is
+                read once.
+            documents: what a document of a .txt file is: ``"file"``; ``"block"``, the text between
+                blank lines; ``"line"``; or ``"auto"``, detected for each file from its first 4 MB:
+                block if there are blank lines, line if lines are long (25 words or more in the
+                median), else file. So that memory stays bounded, a document of more than a million
+                characters is given in pieces, cut at line breaks; each counts as a document.
+            text_column: the column (or key) of tables that holds the text. A number that is no
+                column's name, such as ``"2"``, counts columns from 1 in .csv and .tsv files that
+                have no header. Null is taken for empty.
+            errors: ``"strict"``, or ``"replace"`` to put U+FFFD for bytes that are not UTF-8 and
+                count them in `Statistics.replaced`.
+            drop_duplicates: leave out documents whose text came before; this takes about 100 bytes
+                of memory a document (a 16-byte hash, not the text).
+
+        Raises:
+            DataError: if a path does not exist, has an unknown suffix, or yields no file.
+            ConfigError: if `documents` or `errors` is not one of the above.
+        """
+        if documents not in UNITS:
+            raise ConfigError(f"documents is {documents!r}; {suggest(documents, UNITS)}")
+        if errors not in ("strict", "replace"):
+            raise ConfigError(f"errors is {errors!r}; {suggest(errors, ('strict', 'replace'))}")
+        return cls(
+            files=find_files([paths] if isinstance(paths, str | Path) else paths),
+            documents=documents,
+            text_column=text_column,
+            errors=errors,
+            drop_duplicates=drop_duplicates,
+        )
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], *, drop_duplicates: bool = False) -> "Corpus":
+        """A corpus of texts in memory, one document each."""
+        return cls(texts=tuple(texts), drop_duplicates=drop_duplicates)
+
+    def __iter__(self) -> Iterator[str]:
+        return self.read()
+
+    def read(self, statistics: Statistics | None = None) -> Iterator[str]:
+        """Streams the documents, and adds to `statistics` while doing so.
+
+        The counts run ahead of the documents by up to a chunk, and are right once the iterator is
+        exhausted.
+
+        Raises:
+            DataError: on content that is not what was expected, with the file and the byte or row;
+                or, at the end, if this side of a split turned out to hold no document.
+        """
+        statistics = Statistics() if statistics is None else statistics
+        seen: set[bytes] = set()
+        num_read = num_kept = 0
+        for batch in self._batches(statistics):
+            batch = [document for document in map(str.strip, batch) if document]
+            num_read += len(batch)
+            for part in self.parts:
+                batch = part.select(batch)
+            if self.drop_duplicates:
+                batch = _drop_seen(batch, seen, statistics)
+            num_kept += len(batch)
+            statistics.documents += len(batch)
+            statistics.characters += sum(map(len, batch))
+            yield from batch
+        if self.parts and not num_kept:
+            raise self._empty_side(num_read)
+
+    def statistics(self) -> Statistics:
+        """Counts of documents, characters, duplicates and replaced bytes, by reading all once.
+
+        To have the counts of an iteration that is made anyway, give `read` a `Statistics`.
+        """
+        statistics = Statistics()
+        for _ in self.read(statistics):
+            pass
+        return statistics
+
+    def describe(self) -> list[Description]:
+        """How each file is read: its format, and the document unit set or detected."""
+        if not self.files:
+            return [Description("texts in memory", "list", "text")]
+        return [
+            Description(str(file), *describe_file(file, self.documents, self.errors))
+            for file in self.files
+        ]
+
+    def split(self, *, valid: float = 0.01, seed: int = 0) -> tuple["Corpus", "Corpus"]:
+        """Two corpora, for training and for validation, that share no document.
+
+        A document is for validation if a hash of its text and of `seed`, as a number between 0 and
+        1, is below `valid`. So equal texts are on the same side, and a document stays on its side
+        whatever is added to the corpus. Reading a side that holds no document raises a DataError.
+
+        Args:
+            valid: expected share of documents for validation, between 0 and 1.
+            seed: another one gives another split.
+
+        Raises:
+            ConfigError: if `valid` is not between 0 and 1.
+        """
+        if not 0 < valid < 1:
+            raise ConfigError(f"valid is {valid}, expected a share between 0 and 1, such as 0.01")
+        depth = len(self.parts)
+        train_part = Part(side="train", valid=valid, seed=seed, depth=depth)
+        valid_part = Part(side="valid", valid=valid, seed=seed, depth=depth)
+        return (
+            replace(self, parts=(*self.parts, train_part)),
+            replace(self, parts=(*self.parts, valid_part)),
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the documents: the files' names and bytes, and the settings.
+
+        Folders do not count, so a corpus may be moved. Reads all files once, at disk speed.
+        """
+        settings = asdict(replace(self, files=(), texts=()))
+        total = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16)
+        for file in self.files:
+            total.update(os.fsencode(file.name) + b"\0" + digest_file(file))
+        for text in self.texts:
+            total.update(_digest(text))
+        return total.hexdigest()
+
+    def _batches(self, statistics: Statistics) -> Iterator[list[str]]:
+        for start in range(0, len(self.texts), ROWS):
+            yield list(self.texts[start : start + ROWS])
+        for file in self.files:
+            yield from read_documents(
+                file,
+                documents=self.documents,
+                text_column=self.text_column,
+                errors=self.errors,
+                statistics=statistics,
+            )
+
+    def _empty_side(self, num_documents: int) -> DataError:
+        part = self.parts[-1]
+        share = part.valid if part.side == "valid" else 1 - part.valid
+        return DataError(
+            f"none of {num_documents} documents fell into the {part.side} part, which should get "
+            f"{share:.3g} of them; choose another share (valid={part.valid}) or seed "
+            f"({part.seed}), have smaller documents (documents='block' or 'line'), or give the "
+            "validation text in files of its own"
+        )
+
+
+def _drop_seen(documents: list[str], seen: set[bytes], statistics: Statistics) -> list[str]:
+    kept = []
+    for document in documents:
+        digest = _digest(document)
+        if digest not in seen:
+            seen.add(digest)
+            kept.append(document)
+    statistics.duplicates += len(documents) - len(kept)
+    return kept
+
+
+def _digest(text: str, salt: bytes = b"") -> bytes:
+    # Text in memory may hold lone surrogates, which plain UTF-8 refuses.
+    content = text.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(content, digest_size=16, salt=salt).digest()

@@ -1,0 +1,219 @@
+"""Text files: finding them, decompressing and decoding them.
+
+    paths --find_files--> files --read_chunks--> bytes --read_text--> characters
+
+Everything is a stream: memory holds a few chunks of about 1 MB.
+"""
+
+import codecs
+import gzip
+import hashlib
+import io
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+
+from firth.errors import DataError, UnsupportedError
+
+FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+COMPRESSIONS = (".gz", ".zst")
+KNOWN = f"known: {', '.join(FORMATS)}; all but .parquet also with {' or '.join(COMPRESSIONS)}"
+CHUNK = 1 << 20
+"""Bytes read at a time."""
+
+
+@dataclass
+class Statistics:
+    """Counts that reading adds to; complete once the last document has been read."""
+
+    documents: int = 0
+    """Documents given."""
+    characters: int = 0
+    """Characters in them."""
+    duplicates: int = 0
+    """Documents left out because the same text came before (with ``drop_duplicates``)."""
+    replaced: int = 0
+    """Replacement characters put for invalid bytes (with ``errors="replace"``) in the files read,
+    whichever part of a split they are in."""
+
+
+def file_format(path: Path) -> tuple[str, str]:
+    """Format and compression of a file by its suffixes, or ``("", "")`` where they are unknown."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    kind = suffixes[-1] if suffixes else ""
+    known = kind in FORMATS and not (kind == ".parquet" and compression)
+    return (kind, compression) if known else ("", "")
+
+
+def find_files(paths: Iterable[str | Path]) -> tuple[Path, ...]:
+    """The files that `paths` name, in the order given, each once.
+
+    A file is taken as it is. A folder gives all files below it that have a known suffix and are not
+    hidden, sorted by path; so does a glob pattern, in which ``**`` stands for any folders.
+
+    Raises:
+        DataError: if a path does not exist, has an unknown suffix, or yields no file.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        for file in _files(path):
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise DataError("no files were given; give at least one file, folder or glob pattern")
+    return tuple(found.values())
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        matches = [
+            file
+            for file in path.rglob("*")
+            if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ]
+    elif path.exists():
+        if not file_format(path)[0]:
+            raise DataError(
+                f"{path}: unknown suffix {''.join(path.suffixes[-2:])!r}; {KNOWN}; "
+                "rename or convert the file"
+            )
+        return [path]
+    elif has_magic(str(path)):
+        matches = [Path(name) for name in glob(str(path), recursive=True)]
+    else:
+        raise DataError(
+            f"{path}: no such file or folder (seen from {Path.cwd()}); "
+            "give a file, a folder or a glob pattern"
+        )
+    files = sorted(file for file in matches if file_format(file)[0] and file.is_file())
+    if not files:
+        raise DataError(
+            f"{path}: no text files among {len(matches)} matches; {KNOWN}; "
+            "check the path, or rename or convert the files"
+        )
+    return files
+
+
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """The decompressed bytes of a file in pieces of about `CHUNK`, none of them empty.
+
+    Raises:
+        DataError: if the file cannot be read, or its compressed content is damaged or cut short.
+        UnsupportedError: if it is .zst and `zstandard` is not installed.
+    """
+    compression = file_format(path)[1]
+    try:
+        with path.open("rb") as file:
+            if compression == ".zst":
+                yield from _decompress_zst(file, path)
+            else:
+                source = gzip.GzipFile(fileobj=file) if compression else file
+                while chunk := source.read(CHUNK):
+                    yield chunk
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(path, error) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def digest_file(path: Path) -> bytes:
+    """A 16-byte hash (BLAKE2b) of the bytes of a file as they lie on disk.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be read ({error.strerror or error}); check that it exists and its "
+        "permissions"
+    )
+
+
+def _decompress_zst(file: io.BufferedReader, path: Path) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise missing_extra(path, "zstandard") from error
+    decompressor = zstandard.ZstdDecompressor()
+    frame, parts, size = None, [], 0
+    try:
+        # The input is taken in small bites, because one bite of it may unpack to much more.
+        while data := file.read(1 << 14):
+            while data:  # a file may hold several frames
+                frame = frame or decompressor.decompressobj()
+                parts.append(frame.decompress(data))
+                size += len(parts[-1])
+                data = frame.unused_data
+                if frame.eof:
+                    frame = None
+            if size >= CHUNK:
+                yield b"".join(parts)
+                parts, size = [], 0
+    except zstandard.ZstdError as error:
+        raise _damaged(path, error) from error
+    if size:
+        yield b"".join(parts)
+    if frame:
+        raise _damaged(path, "it ends before the compressed stream does")
+
+
+def _damaged(path: Path, error: object) -> DataError:
+    return DataError(
+        f"{path}: damaged or cut short ({error}); expected a whole {path.suffix} file; "
+        "copy, download or compress it again"
+    )
+
+
+def missing_extra(path: Path, package: str) -> UnsupportedError:
+    """The error for a file that needs a package of the extra ``data``."""
+    return UnsupportedError(
+        f"{path}: reading {path.suffix} needs {package}: pip install 'firth[data]'"
+    )
+
+
+def read_text(path: Path, errors: str, statistics: Statistics) -> Iterator[str]:
+    """The text of a UTF-8 file in pieces: no byte-order mark, every line break a line feed.
+
+    Args:
+        path: the file.
+        errors: ``"strict"``, or ``"replace"`` to put U+FFFD for invalid bytes and count them.
+        statistics: its `replaced` is added to.
+
+    Raises:
+        DataError: on an invalid byte, with its offset in the (decompressed) file.
+    """
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    data, offset = b"", 0
+    for chunk in itertools.chain(read_chunks(path), (b"",)):
+        data += chunk
+        try:
+            text, used = codecs.utf_8_decode(data, errors, not chunk)
+        except UnicodeDecodeError as error:
+            raise _invalid_byte(path, error, offset) from error
+        if errors == "replace":
+            # U+FFFD may also be in the file itself; those are not counted.
+            statistics.replaced += text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
+        if offset == 0:
+            text = text.removeprefix("\ufeff")
+        data, offset = data[used:], offset + used
+        if text := newlines.decode(text, final=not chunk):
+            yield text
+
+
+def _invalid_byte(path: Path, error: UnicodeDecodeError, offset: int) -> DataError:
+    before = error.object[max(0, error.start - 24) : error.start].decode(errors="ignore")
+    return DataError(
+        f"{path}: byte {offset + error.start} is 0x{error.object[error.start]:02x} "
+        f"(after {before!r}), expected UTF-8; convert the file (for instance "
+        "`iconv -f latin1 -t utf-8`), or pass errors='replace' to put U+FFFD and count"
+    )

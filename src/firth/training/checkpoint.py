@@ -1,0 +1,140 @@
+"""Checkpoints: atomic, safetensors and JSON only, the last two and the best kept.
+
+RUN/checkpoints/step-00001200/model.safetensors      weights, by the model's own names
+                              optimizer.safetensors  moments, as optimizer.parameter.name
+                              average.safetensors    averaged weights, where they are kept
+                              state.json             step, tokens and what the caller adds
+RUN/checkpoints/last, best                           names of directories
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from firth.atomic import need_space, write_directory, write_text
+from firth.errors import CheckpointError
+from firth.training.loop import State
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def save(run: Path, state: State, record: dict[str, Any], *, best: bool = False) -> Path:
+    """Writes a checkpoint, points `last` (and `best`) to it, and removes those not needed.
+
+    Args:
+        run: the run directory.
+        state: what training changes.
+        record: JSON values to keep beside it.
+        best: whether this is the best so far.
+
+    Raises:
+        ResourceError: if the disk is too full; nothing is lost then.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{state.step:08d}"
+    files = {
+        "model.safetensors": dict(state.model.named_parameters()),
+        "optimizer.safetensors": _optimizer_tensors(state.optimizers),
+    }
+    if state.average is not None:
+        files["average.safetensors"] = state.average.weights
+    size = sum(t.numel() * t.element_size() for tensors in files.values() for t in tensors.values())
+    need_space(folder, int(1.1 * size) + 1_000_000, "a checkpoint")
+
+    def fill(temporary: Path) -> None:
+        for name, tensors in files.items():
+            save_file(
+                {key: t.detach().contiguous() for key, t in tensors.items()}, temporary / name
+            )
+        text = json.dumps({"step": state.step, "tokens": state.tokens, **record}, indent=1)
+        (temporary / "state.json").write_text(text, encoding="utf-8")
+
+    write_directory(path, fill)
+    write_text(folder / "last", path.name)
+    if best:
+        write_text(folder / "best", path.name)
+    _remove_old(folder)
+    return path
+
+
+def find(run: Path, which: str = "last") -> Path | None:
+    """The checkpoint that the pointer `which` names, or None if there is none yet."""
+    pointer = run / "checkpoints" / which
+    if not pointer.is_file():
+        return None
+    path = pointer.parent / pointer.read_text(encoding="utf-8").strip()
+    if not (path / "state.json").is_file():
+        raise CheckpointError(f"{pointer} names {path.name}, which is not there or not whole")
+    return path
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON record of a checkpoint."""
+    try:
+        return json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: unreadable state.json: {error}") from error
+
+
+def restore(path: Path, state: State) -> dict[str, Any]:
+    """Fills `state` (fresh, of the same model and optimizers) from a checkpoint.
+
+    Returns:
+        The record that was saved beside it.
+
+    Raises:
+        CheckpointError: if a file is missing or does not fit.
+    """
+    record = read_record(path)
+    try:
+        state.model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+        _load_optimizers(state.optimizers, load_file(path / "optimizer.safetensors"))
+        if state.average is not None:
+            for name, tensor in load_file(path / "average.safetensors").items():
+                state.average.weights[name].copy_(tensor)
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not fit this model and optimizer: {error}") from error
+    state.step, state.tokens = record["step"], record["tokens"]
+    return record
+
+
+def load_weights(path: Path, *, averaged: bool) -> dict[str, Tensor]:
+    """The weights of a checkpoint, the averaged ones if asked for and kept."""
+    average = path / "average.safetensors"
+    return load_file(average if averaged and average.is_file() else path / "model.safetensors")
+
+
+def _optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    return {
+        f"{i}.{parameter}.{name}": value
+        for i, optimizer in enumerate(optimizers)
+        for parameter, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _load_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    for i, optimizer in enumerate(optimizers):
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            which, parameter, name = key.split(".")
+            if int(which) == i:
+                states.setdefault(int(parameter), {})[name] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def _remove_old(folder: Path, keep: int = 2) -> None:
+    best = folder / "best"
+    kept = {best.read_text(encoding="utf-8").strip()} if best.is_file() else set()
+    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    for path in found[:-keep]:
+        if path.name not in kept:
+            shutil.rmtree(path)

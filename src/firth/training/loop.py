@@ -1,0 +1,217 @@
+"""The training loop: a generator of steps that anyone may drive, each a pure function of its number."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from firth.device import Precision, compute_dtype, computing
+from firth.errors import ConfigError
+from firth.protocols import Batch, BatchAt, Objective
+from firth.training.distributed import Ranks, add_up, add_up_gradients
+from firth.training.optimizers import AdamW, Optimizer, WeightAverage, set_learning_rates
+from firth.training.schedules import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train. Give one budget: `steps`, `tokens`, `epochs` or `minutes`."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    epochs: float | None = None
+    minutes: float | None = None
+    """Wall-clock minutes: throughput is measured first, then the number of steps is fixed."""
+    batch_tokens: int = 8192
+    accumulation: int = 1
+    """Micro-batches a step; their gradients add up to exactly those of the whole batch."""
+    optimizer: Optimizer = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Schedule)
+    clip: float = 1.0
+    """Largest gradient norm; 0 for none."""
+    average: float = 0.0
+    """Decay of the exponential moving average of the weights; 0 for none."""
+    precision: Precision = "auto"
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 50
+    evaluate_every: int = 500
+    save_every: int = 500
+    workers: int = 1
+    """Threads that prepare batches ahead; any number gives the same batches."""
+
+    def __post_init__(self) -> None:
+        given = [
+            n for n in ("steps", "tokens", "epochs", "minutes") if getattr(self, n) is not None
+        ]
+        if len(given) > 1:
+            raise ConfigError(f"give one budget, not several: {', '.join(given)}")
+        for name in ("batch_tokens", "accumulation", "log_every", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 1")
+
+    def fixed_steps(self, steps_per_epoch: int) -> int | None:
+        """The number of steps of the budget, or None for `minutes`."""
+        if self.tokens is not None:
+            return max(1, round(self.tokens / self.batch_tokens))
+        if self.epochs is not None:
+            return max(1, round(self.epochs * steps_per_epoch))
+        return self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What happened in one step."""
+
+    step: int
+    """Steps done, this one included."""
+    loss: float
+    """Mean over the step's predictions, in nats."""
+    num_predictions: int
+    num_tokens: int
+    seconds: float
+    learning_rate: float
+    gradient_norm: float
+
+
+@dataclass
+class State:
+    """What training changes: the weights, the optimizers' moments, the count of steps and tokens."""
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    average: WeightAverage | None
+    step: int = 0
+    tokens: int = 0
+
+    @staticmethod
+    def begin(model: nn.Module, training: Training) -> "State":
+        """The state before the first step."""
+        average = WeightAverage(model, training.average) if training.average else None
+        return State(model, training.optimizer.build(model.named_parameters()), average)
+
+
+def seed_step(seed: int, step: int, part: int) -> None:
+    """Seeds dropout for one part of one step's batch."""
+    state = np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def steps(
+    state: State,
+    objective: Objective | Any,
+    batches: BatchAt,
+    training: Training,
+    *,
+    total_steps: int,
+    ranks: Ranks = Ranks(),  # noqa: B008  (frozen)
+) -> Iterator[Step]:
+    """Trains from `state.step` to `total_steps`, yielding after each step.
+
+    The step's batch is cut into accumulation x ranks parts. Each part's loss is divided by the
+    number of predictions of the whole batch, so the parts' gradients add up to the batch's.
+
+    Args:
+        state: changed in place; may come from a checkpoint.
+        objective: gives `loss(model, batch)`.
+        batches: batch as a function of the step.
+        training: the settings.
+        total_steps: where the schedule ends.
+        ranks: this process among those that train together.
+    """
+    device = next(state.model.parameters()).device
+    dtype = compute_dtype(training.precision, device)
+    model = torch.compile(state.model, dynamic=True) if training.compile else state.model
+    parts = training.accumulation * ranks.world
+    mine = range(ranks.rank * training.accumulation, (ranks.rank + 1) * training.accumulation)
+    state.model.train()
+    begin = time.perf_counter()
+    for batch in _ahead(batches, state.step, total_steps, training.workers):
+        factor = training.schedule(state.step, total_steps)
+        rate = set_learning_rates(state.optimizers, factor)
+        count = max(1, batch.num_predictions)
+        pieces = batch.split(parts)
+        total = torch.zeros((), device=device)
+        for part in mine:
+            seed_step(training.seed, state.step, part)
+            with computing(dtype, device):
+                loss = objective.loss(model, pieces[part].to(device)).total / count
+            loss.backward()
+            total += loss.detach()
+        add_up_gradients(state.model, ranks)
+        add_up([total], ranks)
+        norm = _update(state, training.clip)
+        state.step += 1
+        state.tokens += batch.num_tokens
+        if state.average is not None:
+            state.average.update(state.model, state.step)
+        yield Step(
+            step=state.step,
+            loss=float(total),
+            num_predictions=batch.num_predictions,
+            num_tokens=batch.num_tokens,
+            seconds=time.perf_counter() - begin,
+            learning_rate=rate,
+            gradient_norm=float(norm),
+        )
+        state.model.train()  # the caller may have evaluated
+        begin = time.perf_counter()
+
+
+def _update(state: State, clip: float) -> torch.Tensor:
+    """Clips, applies and clears the gradients; returns their norm before clipping."""
+    parameters = [p for p in state.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+    if clip:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _ahead(batches: BatchAt, first: int, last: int, workers: int) -> Iterator[Batch]:
+    """Batches `first` to `last` in order, prepared by `workers` threads."""
+    if workers == 0:
+        yield from map(batches, range(first, last))
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="firth-batches") as pool:
+        waiting = deque(
+            pool.submit(batches, s) for s in range(first, min(last, first + workers + 1))
+        )
+        for step in range(first + len(waiting), last + len(waiting)):
+            batch = waiting.popleft().result()
+            if step < last:
+                waiting.append(pool.submit(batches, step))
+            yield batch
+            if not waiting:
+                return
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module,
+    objective: Objective | Any,
+    batches: BatchAt,
+    num_batches: int,
+    training: Training,
+) -> float:
+    """Mean loss over the predictions of the first `num_batches` batches, in nats, dropout off."""
+    device = next(model.parameters()).device
+    dtype = compute_dtype(training.precision, device)
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    with computing(dtype, device):
+        for step in range(num_batches):
+            batch = batches(step)
+            total += float(objective.loss(model, batch.to(device)).total)
+            count += batch.num_predictions
+    model.train(was_training)
+    return total / max(1, count)

@@ -1,0 +1,103 @@
+"""AdamW, and Muon for matrices with AdamW for the rest; which parameters decay."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+NamedParameters = Iterable[tuple[str, nn.Parameter]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter 2019), with Adam's bias correction.
+
+    Matrices and embeddings decay; biases and norms do not (Devlin et al. 2019, google-research/bert
+    `optimization.py`).
+    """
+
+    lr: float = 5e-4
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+
+    def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
+        """Optimizers over the trainable `parameters`; each group keeps its peak rate as `peak_lr`."""
+        trainable = [p for _, p in parameters if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        groups = [
+            {**group, "lr": self.lr, "peak_lr": self.lr} for group in groups if group["params"]
+        ]
+        betas = (self.beta1, self.beta2)
+        return [torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for everything else.
+
+    Muon's update is the momentum matrix made orthogonal by five Newton-Schulz steps. Embeddings,
+    the vocabulary's bias, norms and biases go to `rest`.
+    """
+
+    lr: float = 0.02
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    rest: AdamW = field(default_factory=lambda: AdamW(lr=3e-3, beta2=0.95))
+
+    def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
+        """See `AdamW.build`."""
+        named = [(name, p) for name, p in parameters if p.requires_grad]
+        matrices = [p for name, p in named if p.ndim == 2 and "embeddings" not in name]
+        chosen = {id(p) for p in matrices}
+        rest = self.rest.build((name, p) for name, p in named if id(p) not in chosen)
+        if not matrices:
+            return rest
+        muon = torch.optim.Muon(
+            [{"params": matrices, "peak_lr": self.lr}],
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+        return [muon, *rest]
+
+
+Optimizer = AdamW | Muon
+
+
+def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
+    """Sets every group to `factor` times its peak rate; returns the first group's rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+    return optimizers[0].param_groups[0]["lr"]
+
+
+def scaled(optimizer: Optimizer, factor: float) -> Optimizer:
+    """The same optimizer with all its peak rates times `factor`."""
+    if isinstance(optimizer, Muon):
+        rest = replace(optimizer.rest, lr=optimizer.rest.lr * factor)
+        return replace(optimizer, lr=optimizer.lr * factor, rest=rest)
+    return replace(optimizer, lr=optimizer.lr * factor)
+
+
+class WeightAverage:
+    """Exponential moving average of weights: a = d a + (1 - d) w, with d = min(decay, (1+t)/(10+t)).
+
+    The ramp lets the average forget the random start (as in TensorFlow's `ExponentialMovingAverage`).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = [p.detach() for _, p in model.named_parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)

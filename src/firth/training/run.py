@@ -1,0 +1,305 @@
+"""The default consumer of the loop: log, evaluate, show predictions, save; in that fixed order."""
+
+import contextlib
+import copy
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from firth.device import peak_memory
+from firth.errors import DivergedError, Interrupted
+from firth.protocols import Batches, Objective
+from firth.training import checkpoint
+from firth.training.distributed import Ranks, agree, wait
+from firth.training.loop import State, Step, Training, mean_loss, steps
+from firth.training.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+_RISE = 2.0
+"""A smoothed loss this many nats above its lowest value has diverged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run: where it is kept and what is asked of it beside the steps."""
+
+    path: Path
+    total_steps: int
+    valid: Batches | None = None
+    num_valid_batches: int = 0
+    unigram_entropy: float | None = None
+    """Nats a token: what a model scores that knows word frequencies and nothing else."""
+    sample: Callable[[nn.Module], list[str]] | None = None
+    """Lines that show what the model predicts now."""
+    export: Callable[[nn.Module], None] | None = None
+    """Called with the final weights (averaged, where they are kept)."""
+    resume_hint: str = "run the same command again"
+    tensorboard: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+@dataclass
+class Watch:
+    """Notices a run that breaks down or does not learn."""
+
+    unigram_entropy: float | None
+    smoothed: float = math.nan
+    lowest: float = math.inf
+    warned: bool = False
+
+    def see(self, step: Step, total_steps: int) -> None:
+        """Takes note of a step.
+
+        Raises:
+            DivergedError: on a loss or gradient that is not finite, or a loss that has risen far.
+        """
+        if not math.isfinite(step.loss) or not math.isfinite(step.gradient_norm):
+            raise DivergedError(
+                f"step {step.step}: the loss is {step.loss} and the gradient norm "
+                f"{step.gradient_norm}, expected finite numbers; {_remedy(step)}"
+            )
+        first = math.isnan(self.smoothed)
+        self.smoothed = step.loss if first else 0.98 * self.smoothed + 0.02 * step.loss
+        self.lowest = min(self.lowest, self.smoothed)
+        if self.smoothed > self.lowest + _RISE:
+            raise DivergedError(
+                f"step {step.step}: the loss has risen to {self.smoothed:.2f} from "
+                f"{self.lowest:.2f} nats; {_remedy(step)}"
+            )
+        late = step.step >= max(200, total_steps // 4)
+        if (
+            late
+            and not self.warned
+            and self.unigram_entropy
+            and self.smoothed > self.unigram_entropy
+        ):
+            self.warned = True
+            logger.warning(
+                "step %d: the loss (%.2f nats) is still above the unigram entropy of the corpus "
+                "(%.2f): the model knows no more than word frequencies. Raise the learning rate or "
+                "the number of steps, and look at the text and the vocabulary report.",
+                step.step,
+                self.smoothed,
+                self.unigram_entropy,
+            )
+
+
+def _remedy(step: Step) -> str:
+    return (
+        f"try a lower learning rate (now {step.learning_rate:.2g}), a longer warm-up or "
+        "--training.precision float32; the last checkpoint is kept"
+    )
+
+
+def train(
+    state: State,
+    objective: Objective | Any,
+    batches: Batches,
+    training: Training,
+    run: Run,
+) -> float | None:
+    """Trains to the end of the run, from the last checkpoint if there is one.
+
+    Returns:
+        The validation loss after the last step, or None without validation text.
+
+    Raises:
+        DivergedError: if training breaks down.
+        Interrupted: after Ctrl-C or SIGTERM; the state is saved and the way to resume logged.
+    """
+    record = _resume(state, run)
+    watch = Watch(run.unigram_entropy)
+    tracker = (
+        Tracker(run.path, from_step=state.step, tensorboard=run.tensorboard)
+        if run.ranks.first
+        else None
+    )
+    device = next(state.model.parameters()).device
+    begin, before = time.perf_counter(), record["seconds"]
+    loop = steps(state, objective, batches, training, total_steps=run.total_steps, ranks=run.ranks)
+    window: list[Step] = []
+    with _interruptions() as stop:
+        for step in loop:
+            watch.see(step, run.total_steps)
+            window.append(step)
+            record["seconds"] = before + time.perf_counter() - begin
+            last = step.step == run.total_steps
+            stopped = agree(bool(stop), run.ranks, device)
+            if tracker and (step.step % training.log_every == 0 or last):
+                tracker.write(_log(window, state, run, record["seconds"]))
+                window.clear()
+            better = False
+            if run.valid and not stopped and (step.step % training.evaluate_every == 0 or last):
+                better = _evaluate(state, objective, training, run, tracker, record)
+            if step.step % training.save_every == 0 or last or stopped or better:
+                if run.ranks.first:
+                    checkpoint.save(run.path, state, record, best=better)
+                wait(run.ranks)
+            if stopped:
+                raise _interrupted(stop, step, run)
+    if tracker:
+        tracker.close()
+        if run.export is not None:
+            with averaged_weights(state):
+                run.export(state.model)
+    wait(run.ranks)
+    return record["valid_loss"]
+
+
+def _resume(state: State, run: Run) -> dict[str, Any]:
+    record = {"best_loss": math.inf, "valid_loss": None, "seconds": 0.0}
+    path = checkpoint.find(run.path)
+    if path is not None:
+        record |= checkpoint.restore(path, state)
+        record = {key: record[key] for key in ("best_loss", "valid_loss", "seconds")}
+        logger.info("resuming from step %d of %d", state.step, run.total_steps)
+    return record
+
+
+def _log(window: list[Step], state: State, run: Run, seconds: float) -> dict[str, Any]:
+    predictions = sum(step.num_predictions for step in window)
+    loss = sum(step.loss * step.num_predictions for step in window) / max(1, predictions)
+    spent = sum(step.seconds for step in window)
+    rate = sum(step.num_tokens for step in window) / spent
+    left = (run.total_steps - state.step) * spent / len(window)
+    device = next(state.model.parameters()).device
+    row = {
+        "step": state.step,
+        "tokens": state.tokens,
+        "loss": loss,
+        "learning_rate": window[-1].learning_rate,
+        "gradient_norm": sum(step.gradient_norm for step in window) / len(window),
+        "tokens_per_second": rate,
+        "memory_mb": peak_memory(device) / 1e6,
+        "seconds": seconds,
+    }
+    logger.info(
+        "step %d/%d  loss %.3f  %s tok/s  grad %.2f  lr %.1e  %.1f GB  %s left",
+        state.step,
+        run.total_steps,
+        loss,
+        f"{rate:,.0f}",
+        row["gradient_norm"],
+        row["learning_rate"],
+        row["memory_mb"] / 1e3,
+        f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s",
+    )
+    return row
+
+
+def _evaluate(
+    state: State,
+    objective: Objective | Any,
+    training: Training,
+    run: Run,
+    tracker: Tracker | None,
+    record: dict[str, Any],
+) -> bool:
+    """Measures the validation loss; returns whether it is the best so far."""
+    assert run.valid is not None
+    with averaged_weights(state):
+        loss = mean_loss(state.model, objective, run.valid, run.num_valid_batches, training)
+        lines = run.sample(state.model) if run.sample and run.ranks.first else []
+    record["valid_loss"] = loss
+    better = loss < record["best_loss"]
+    record["best_loss"] = min(loss, record["best_loss"])
+    if tracker:
+        tracker.write(
+            {
+                "step": state.step,
+                "tokens": state.tokens,
+                "valid_loss": loss,
+                "valid_perplexity": math.exp(min(loss, 50)),
+                "seconds": record["seconds"],
+            }
+        )
+        logger.info(
+            "step %d/%d  validation loss %.3f, perplexity %.1f%s",
+            state.step,
+            run.total_steps,
+            loss,
+            math.exp(min(loss, 50)),
+            " (best)" if better else "",
+        )
+        for line in lines:
+            logger.info("    %s", line)
+    return better
+
+
+@contextlib.contextmanager
+def averaged_weights(state: State) -> Iterator[None]:
+    """Puts the averaged weights, where they are kept, into the model for a while."""
+    if state.average is None:
+        yield
+        return
+    parameters = dict(state.model.named_parameters())
+    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    _put(parameters, state.average.weights)
+    try:
+        yield
+    finally:
+        _put(parameters, kept)
+
+
+@torch.no_grad()
+def _put(parameters: dict[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying; a second SIGINT ends the process at once."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(number: int, _frame: Any) -> None:
+        if seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(stop: list[int], step: Step, run: Run) -> Interrupted:
+    number = stop[0] if stop else signal.SIGTERM
+    return Interrupted(
+        f"interrupted after step {step.step} of {run.total_steps}; all is saved. "
+        f"To go on: {run.resume_hint}",
+        int(number),
+    )
+
+
+def steps_within(
+    minutes: float,
+    model: nn.Module,
+    objective: Objective | Any,
+    batches: Batches,
+    training: Training,
+    ranks: Ranks,
+) -> int:
+    """How many steps fit into `minutes`, from the speed of a few steps on a copy of the model.
+
+    Four per cent are set aside for validation and checkpoints.
+    """
+    scratch = State.begin(copy.deepcopy(model), training)
+    trial = steps(scratch, objective, batches, training, total_steps=15, ranks=ranks)
+    times = sorted([step.seconds for step in trial][3:])
+    return max(1, int(0.96 * minutes * 60 / times[len(times) // 2]))

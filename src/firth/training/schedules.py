@@ -1,0 +1,60 @@
+"""Learning-rate schedules: pure functions of the step, as a factor of the peak rate."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from firth.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up to 1, then a decay.
+
+    With t = step + 1, w warm-up steps, T steps in all and u = (t - w) / (T - w):
+
+    | shape        | factor after warm-up                                    | source                |
+    | ------------ | ------------------------------------------------------- | --------------------- |
+    | linear       | 1 - (1 - floor) u                                       | Devlin et al. 2019    |
+    | cosine       | floor + (1 - floor) (1 + cos(pi u)) / 2                 | Loshchilov 2017       |
+    | inverse_sqrt | sqrt(w / t)                                             | Vaswani et al. 2017   |
+    | trapezoid    | 1, then linear to `floor` over the last `decay` of T    | Zhai et al. 2022      |
+    | constant     | 1                                                       |                       |
+    """
+
+    shape: Literal["linear", "cosine", "inverse_sqrt", "trapezoid", "constant"] = "linear"
+    warmup: float = 0.06
+    """Steps of warm-up if 1 or more, a share of all steps if less."""
+    decay: float = 0.4
+    """Share of all steps that a trapezoid's last leg takes."""
+    floor: float = 0.0
+    """Factor at the end."""
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or not 0 <= self.floor <= 1 or not 0 < self.decay <= 1:
+            raise ConfigError(
+                f"Schedule: warmup {self.warmup}, floor {self.floor}, decay {self.decay}; expected "
+                "warmup >= 0, 0 <= floor <= 1 and 0 < decay <= 1"
+            )
+
+    def warmup_steps(self, total: int) -> int:
+        """Steps of warm-up in a run of `total` steps."""
+        return int(self.warmup) if self.warmup >= 1 else round(self.warmup * total)
+
+    def __call__(self, step: int, total: int) -> float:
+        """The factor at `step` (from 0) of `total`."""
+        warm = self.warmup_steps(total)
+        t = step + 1
+        if t <= warm:
+            return t / warm
+        u = min(1.0, (t - warm) / max(1, total - warm))
+        if self.shape == "linear":
+            return 1 - (1 - self.floor) * u
+        if self.shape == "cosine":
+            return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * u)) / 2
+        if self.shape == "inverse_sqrt":
+            return math.sqrt(max(1, warm) / t)
+        if self.shape == "trapezoid":
+            left = (total - t) / (self.decay * total)
+            return self.floor + (1 - self.floor) * min(1.0, max(0.0, left))
+        return 1.0

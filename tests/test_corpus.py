@@ -1,0 +1,654 @@
+import csv
+import gzip
+import io
+import json
+import sys
+import tempfile
+import tracemalloc
+from collections import Counter
+from math import sqrt
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firth.errors import ConfigError, DataError, UnsupportedError
+from firth.text import files, formats
+from firth.text.corpus import Corpus, Statistics
+
+zstandard = pytest.importorskip("zstandard")
+arrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+ENGLISH = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "english-10m"
+
+# All of Unicode but surrogates, the byte-order mark and carriage returns (a line break in a file).
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="\ufeff\r")
+texts = st.text(characters | st.sampled_from(' \n\t",é界😀'), max_size=40)
+lines = texts.map(lambda text: text.replace("\n", " ").replace("\t", " "))
+text_lines = lines.filter(lambda line: line.strip())
+
+
+# Under a deadline the first example would pay for the imports.
+quick = settings(deadline=None, max_examples=60)
+
+
+def stripped(documents):
+    return [text for document in documents if (text := document.strip())]
+
+
+def compress(data: bytes, suffix: str) -> bytes:
+    if suffix == ".gz":
+        return gzip.compress(data)
+    return zstandard.ZstdCompressor().compress(data) if suffix == ".zst" else data
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    path.write_bytes(compress(data, path.suffix))
+    return path
+
+
+def read_back(name: str, content: str | bytes, chunk: int = 1 << 20, **settings) -> list[str]:
+    """The documents of a file with this content, read in chunks of this size."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHUNK", chunk)
+        return list(Corpus.from_files(write(Path(folder) / name, content), **settings))
+
+
+compressions = st.sampled_from(["", ".gz", ".zst"])
+chunks = st.integers(1, 30)
+
+
+class TestRoundTrip:
+    @quick
+    @given(st.lists(lines, max_size=8), st.sampled_from(["\n", "\r\n"]), compressions, chunks)
+    def test_lines(self, documents, newline, compression, chunk):
+        content = newline.join(documents)
+        found = read_back(f"a.txt{compression}", content, chunk, documents="line")
+        assert found == stripped(documents)
+
+    @quick
+    @given(
+        st.lists(st.lists(text_lines, min_size=1, max_size=3), max_size=5),
+        st.sampled_from(["\n\n", "\n \t\n", "\r\n\r\n", "\n\n\n\n", "\n\u2003\n"]),
+        compressions,
+        chunks,
+    )
+    def test_blocks(self, blocks, separator, compression, chunk):
+        documents = ["\n".join(block) for block in blocks]
+        found = read_back(
+            f"a.txt{compression}", separator.join(documents), chunk, documents="block"
+        )
+        assert found == stripped(documents)
+
+    @quick
+    @given(texts, compressions, chunks)
+    def test_file(self, text, compression, chunk):
+        found = read_back(f"a.txt{compression}", text, chunk, documents="file")
+        assert found == stripped([text])
+
+    @quick
+    @given(st.lists(texts, max_size=8), st.booleans(), compressions, chunks)
+    def test_jsonl(self, documents, ascii_only, compression, chunk):
+        rows = [json.dumps({"id": 1, "t": text}, ensure_ascii=ascii_only) for text in documents]
+        content = "\n".join(rows)
+        found = read_back(f"a.jsonl{compression}", content, chunk, text_column="t")
+        assert found == stripped(documents)
+
+    @quick
+    @given(st.lists(texts, max_size=8), compressions, chunks, st.booleans())
+    def test_csv(self, documents, compression, chunk, with_header):
+        buffer = io.StringIO()
+        header = [["id", "text"]] if with_header else []
+        csv.writer(buffer).writerows(header + [["7", text] for text in documents])
+        column = "text" if with_header else "2"
+        found = read_back(f"a.csv{compression}", buffer.getvalue(), chunk, text_column=column)
+        assert found == stripped(documents)
+
+    @quick
+    @given(st.lists(lines, max_size=8), compressions, chunks)
+    def test_tsv_takes_quotes_literally(self, documents, compression, chunk):
+        content = "".join(f"{text}\t7\n" for text in ["text", *documents])
+        found = read_back(f"a.tsv{compression}", content, chunk)
+        assert found == stripped(documents)
+
+    @quick
+    @given(st.lists(texts | st.none(), max_size=8), st.integers(1, 3))
+    def test_parquet(self, documents, row_group_size):
+        table = arrow.table({"id": range(len(documents)), "text": arrow.array(documents, "string")})
+        buffer = io.BytesIO()
+        parquet.write_table(table, buffer, row_group_size=row_group_size)
+        found = read_back("a.parquet", buffer.getvalue())
+        assert found == stripped(text for text in documents if text is not None)
+
+    def test_parquet_of_dictionary_type(self, tmp_path):
+        column = arrow.array(["one", "two", "one"]).dictionary_encode()
+        parquet.write_table(arrow.table({"text": column}), tmp_path / "a.parquet")
+        assert list(Corpus.from_files(tmp_path)) == ["one", "two", "one"]
+
+    @quick
+    @given(st.lists(texts, max_size=8))
+    def test_texts_in_memory(self, documents):
+        corpus = Corpus.from_texts(documents)
+        assert list(corpus) == stripped(documents)
+        assert list(corpus) == stripped(documents)  # a second pass gives the same
+
+    def test_several_compressed_frames_in_one_file(self, tmp_path):
+        for suffix in (".gz", ".zst"):
+            path = tmp_path / f"a.txt{suffix}"
+            path.write_bytes(compress(b"one\ntw", suffix) + compress(b"o\n", suffix))
+            assert list(Corpus.from_files(path, documents="line")) == ["one", "two"]
+
+    def test_a_csv_field_beyond_the_limit_of_python(self):
+        assert read_back("a.csv", f'text\n"{"x" * 200_000}"\n') == ["x" * 200_000]
+
+    def test_a_csv_field_keeps_its_line_breaks(self):
+        assert read_back("a.csv", 'text,n\r\n"a\r\n\r\nb ""c""",1\r\n') == ['a\n\nb "c"']
+
+    def test_byte_order_mark_and_old_line_breaks(self):
+        assert read_back("a.txt", b"\xef\xbb\xbfone\rtwo\r\nthree", 1, documents="file") == [
+            "one\ntwo\nthree"
+        ]
+        assert read_back("a.csv", b"\xef\xbb\xbftext\nx\n", 1) == ["x"]
+
+
+class TestLongDocuments:
+    @quick
+    @given(
+        st.text(st.sampled_from("abcdefg é\n"), min_size=20, max_size=120),
+        st.sampled_from(["file", "block", "line"]),
+        chunks,
+    )
+    def test_pieces_lose_nothing_and_ignore_chunks(self, text, unit, chunk):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(formats, "LONGEST", 9)
+            pieces = read_back("a.txt", text, chunk, documents=unit)
+            assert pieces == read_back("a.txt", text, documents=unit)
+        assert max(map(len, pieces), default=0) <= 9
+        assert "".join("".join(pieces).split()) == "".join(text.split())
+
+    def test_cuts_at_line_breaks_then_spaces_then_anywhere(self, monkeypatch):
+        monkeypatch.setattr(formats, "LONGEST", 9)
+        text = "ab cd\nef gh\nij kl mn op\nabcdefghijkl\nabcd efgh\nij"
+        pieces = ["ab cd", "ef gh", "ij kl mn", "op", "abcdefghi", "jkl", "abcd efgh", "ij"]
+        assert read_back("a.txt", text, documents="file") == pieces
+
+    @pytest.mark.parametrize("chunk", [1, 10, 100])
+    def test_white_space_at_the_end_does_not_make_it_long(self, monkeypatch, chunk):
+        monkeypatch.setattr(formats, "LONGEST", 9)
+        found = read_back("a.txt", "ab\ncdefgh    \n  \ni", chunk, documents="block")
+        assert found == ["ab\ncdefgh", "i"]
+
+    @pytest.mark.parametrize("unit", ["file", "block", "line"])
+    @pytest.mark.parametrize("ending", [b" ", b"\n"])
+    def test_memory_is_bounded(self, tmp_path, unit, ending):
+        path = tmp_path / "a.txt"
+        path.write_bytes((b"word " * 9_999 + b"word" + ending) * 600)
+        assert path.stat().st_size == 30_000_000
+        corpus = Corpus.from_files(path, documents=unit)
+        tracemalloc.start()
+        try:
+            num_characters = sum(len(document) for document in corpus)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert num_characters >= 30_000_000 - 600
+        assert peak < 10_000_000
+
+
+def reference_errors(data: bytes) -> list[int]:
+    """Offsets of the invalid sequences of `data`, found one after the other."""
+    offsets, start = [], 0
+    while True:
+        try:
+            data[start:].decode()
+            return offsets
+        except UnicodeDecodeError as error:
+            offsets.append(start + error.start)
+            start += error.end
+
+
+invalid = st.lists(
+    st.sampled_from(
+        [b"a", b"\n", b"\r", "é".encode(), "界".encode(), "😀".encode(), "\ufffd".encode()]
+    )
+    | st.binary(min_size=1, max_size=3),
+    max_size=12,
+).map(b"".join)
+
+
+class TestDecoding:
+    @quick
+    @given(invalid, chunks, compressions)
+    def test_replacing(self, data, chunk, compression):
+        statistics = Statistics()
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, "CHUNK", chunk)
+            path = write(Path(folder) / f"a.txt{compression}", data)
+            found = "".join(files.read_text(path, "replace", statistics))
+        text = data.decode(errors="replace").removeprefix("\ufeff")
+        assert found == text.replace("\r\n", "\n").replace("\r", "\n")
+        assert statistics.replaced == len(reference_errors(data))
+
+    @quick
+    @given(invalid, chunks, compressions)
+    def test_strict_names_the_byte(self, data, chunk, compression):
+        offsets = reference_errors(data)
+        if not offsets:
+            read_back(f"a.txt{compression}", data, chunk)
+            return
+        at = offsets[0]
+        with pytest.raises(DataError, match=rf"a\.txt.*: byte {at} is 0x{data[at]:02x} "):
+            read_back(f"a.txt{compression}", data, chunk)
+
+    def test_message(self, tmp_path):
+        path = write(tmp_path / "a.txt", "naïve caf".encode() + b"\xe9 au lait")
+        with pytest.raises(DataError) as raised:
+            list(Corpus.from_files(path))
+        assert str(raised.value).startswith(
+            f"{path}: byte 10 is 0xe9 (after 'naïve caf'), expected UTF-8; "
+        )
+        assert "errors='replace'" in str(raised.value)
+
+    def test_offset_far_into_a_compressed_file(self, tmp_path):
+        data = "é".encode() * 1_500_000 + b"\xff"
+        for suffix in (".gz", ".zst"):
+            path = write(tmp_path / f"a.txt{suffix}", data)
+            with pytest.raises(DataError, match="byte 3000000 is 0xff"):
+                list(Corpus.from_files(path))
+
+    def test_count_through_the_corpus(self, tmp_path):
+        write(tmp_path / "a.txt", b"caf\xe9 \xef\xbf\xbd\n\nna\xefve")
+        corpus = Corpus.from_files(tmp_path, errors="replace")
+        assert list(corpus) == ["caf\ufffd \ufffd", "na\ufffdve"]
+        assert corpus.statistics() == Statistics(documents=2, characters=11, replaced=2)
+
+    def test_invalid_text_in_parquet(self, tmp_path):
+        values = arrow.array([b"fine \xef\xbf\xbd", b"ab\xff"], "binary")
+        parquet.write_table(arrow.table({"text": values}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=r"a\.parquet: row 2: byte 2 of the text is 0xff"):
+            list(Corpus.from_files(tmp_path))
+        corpus = Corpus.from_files(tmp_path, errors="replace")
+        assert list(corpus) == ["fine \ufffd", "ab\ufffd"]
+        assert corpus.statistics().replaced == 1
+
+    def test_half_a_surrogate_pair_in_jsonl(self, tmp_path):
+        write(tmp_path / "a.jsonl", r'{"text": "\ud83d\ude00"}' + "\n" + r'{"text": "a\ud83d"}')
+        with pytest.raises(DataError, match=r"a\.jsonl: row 2: 'text' holds half of a surrogate"):
+            list(Corpus.from_files(tmp_path))
+        corpus = Corpus.from_files(tmp_path, errors="replace")
+        assert list(corpus) == ["😀", "a\ufffd"]
+        assert corpus.statistics().replaced == 1
+
+
+class TestDamage:
+    @pytest.mark.parametrize("suffix", [".gz", ".zst"])
+    def test_cut_short_anywhere(self, tmp_path, suffix):
+        whole = compress("".join(f"line {i * i}\n" for i in range(9)).encode(), suffix)
+        for length in range(1, len(whole)):
+            path = tmp_path / f"a.txt{suffix}"
+            path.write_bytes(whole[:length])
+            with pytest.raises(DataError, match=rf"a\.txt{suffix}: damaged or cut short"):
+                list(Corpus.from_files(path))
+
+    @pytest.mark.parametrize("suffix", [".gz", ".zst"])
+    def test_not_compressed_at_all(self, tmp_path, suffix):
+        (tmp_path / f"a.txt{suffix}").write_bytes(b"plain text, wrongly named")
+        with pytest.raises(DataError, match=r"damaged or cut short \(.+\); expected a whole"):
+            list(Corpus.from_files(tmp_path))
+
+    def test_not_parquet(self, tmp_path):
+        write(tmp_path / "a.parquet", b"PAR1 but no more")
+        with pytest.raises(DataError, match=r"a\.parquet: not a whole \.parquet file"):
+            list(Corpus.from_files(tmp_path))
+
+    def test_a_file_that_is_gone(self, tmp_path):
+        corpus = Corpus.from_files(write(tmp_path / "a.txt", "text"))
+        (tmp_path / "a.txt").unlink()
+        for use in (list, Corpus.describe, Corpus.fingerprint):
+            with pytest.raises(DataError, match=r"a\.txt: cannot be read \(No such file"):
+                use(corpus)
+
+    @pytest.mark.parametrize(
+        ("name", "module"), [("a.txt.zst", "zstandard"), ("a.parquet", "pyarrow")]
+    )
+    def test_missing_extra(self, tmp_path, monkeypatch, name, module):
+        monkeypatch.setitem(sys.modules, module, None)
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UnsupportedError, match=rf"needs {module}: pip install 'firth\[data\]'"):
+            list(Corpus.from_files(tmp_path))
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ('{"text": "a"', r"row 3: not JSON \(.*column 13.*\), found '{\"text\": \"a\"'"),
+            ('["a"]', r"row 3: found \['a'\], expected a JSON object"),
+            ('{"texts": "a"}', r"row 3: there is no column 'text' .*did you mean 'texts'\?"),
+            ('{"id": 1}', r"row 3: there is no column 'text' .*known: id"),
+            ('{"text": 5}', r"row 3: 'text' is 5, expected a string"),
+        ],
+    )
+    def test_bad_jsonl(self, row, message):
+        with pytest.raises(DataError, match=rf"a\.jsonl: {message}"):
+            read_back("a.jsonl", f'{{"text": "fine"}}\n\n{row}\n')
+
+    def test_null_and_blank_rows_of_jsonl_are_empty(self):
+        assert read_back("a.jsonl", '{"text": null}\n \n{"text": "a"}\n') == ["a"]
+
+    def test_a_number_that_is_a_name(self):
+        assert read_back("a.tsv", "1\t2\na\tb\n", text_column="2") == ["b"]
+        assert read_back("a.tsv", "1\t2\na\tb\n", text_column="1") == ["a"]
+
+    def test_a_number_means_no_header(self):
+        assert read_back("a.tsv", "x\ty\n\na\tb\n", text_column="2") == ["y", "b"]
+
+    @pytest.mark.parametrize("column", ["review", "0", "-1"])
+    def test_missing_column(self, column):
+        with pytest.raises(DataError, match=rf"a\.csv: row 1: there is no column '{column}'"):
+            read_back("a.csv", "id,reviews\n1,good\n", text_column=column)
+
+    def test_missing_column_of_parquet(self, tmp_path):
+        parquet.write_table(arrow.table({"body": ["a"], "n": [1]}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=r"there is no column 'text' .*known: body, n"):
+            list(Corpus.from_files(tmp_path))
+        with pytest.raises(DataError, match="column 'n' is of type int64, expected text"):
+            list(Corpus.from_files(tmp_path, text_column="n"))
+
+    @pytest.mark.parametrize(
+        ("name", "content"), [("a.csv", "n,text\n1,a\n\n2\n"), ("a.tsv", "n\ttext\n1\ta\n\n2\n")]
+    )
+    def test_short_row(self, name, content):
+        with pytest.raises(DataError, match=r"row 4: found 1 columns in \['2'\], expected at lea"):
+            read_back(name, content)
+
+    def test_an_open_quote(self):
+        with pytest.raises(DataError, match=r"a\.csv: line 3: unexpected end of data"):
+            read_back("a.csv", 'text\n"open\nmore\n')
+
+    def test_an_empty_table(self):
+        assert read_back("a.csv", "") == read_back("a.tsv", "") == read_back("a.jsonl", "") == []
+
+
+class TestFindingFiles:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for name in (
+            "b.txt",
+            "a/z.TXT.GZ",
+            "a/y.jsonl",
+            "c/d/x.tsv",
+            "README.md",
+            "a/t.parquet.gz",
+        ):
+            write(tmp_path / name, "text")
+        for name in (".hidden.txt", ".git/a.txt", "a/.b/c.txt"):
+            write(tmp_path / name, "hidden")
+        return tmp_path
+
+    def names(self, folder, *paths):
+        found = Corpus.from_files([folder / path for path in paths]).files
+        return [file.relative_to(folder).as_posix() for file in found]
+
+    def test_a_folder_is_sorted_and_filtered(self, folder):
+        assert self.names(folder, "") == ["a/y.jsonl", "a/z.TXT.GZ", "b.txt", "c/d/x.tsv"]
+
+    def test_globs(self, folder):
+        assert self.names(folder, "*") == ["b.txt"]
+        assert self.names(folder, "**/*.tsv") == ["c/d/x.tsv"]
+        assert self.names(folder, "**") == ["a/y.jsonl", "a/z.TXT.GZ", "b.txt", "c/d/x.tsv"]
+
+    def test_order_of_the_arguments_and_each_file_once(self, folder):
+        assert self.names(folder, "c", "a", "c/d/x.tsv", "b.txt", "*.txt") == [
+            "c/d/x.tsv",
+            "a/y.jsonl",
+            "a/z.TXT.GZ",
+            "b.txt",
+        ]
+
+    def test_one_file_under_two_names(self, folder, monkeypatch):
+        monkeypatch.chdir(folder)
+        (folder / "link.txt").symlink_to("b.txt")
+        assert Corpus.from_files(["b.txt", folder / "*.txt"]).files == (Path("b.txt"),)
+
+    def test_one_path_as_a_string_and_brackets_in_a_name(self, tmp_path):
+        path = write(tmp_path / "a[1].txt", "text")
+        assert Corpus.from_files(str(path)).files == (path,)
+
+    def test_a_hidden_file_given_by_name(self, folder):
+        assert self.names(folder, ".hidden.txt") == [".hidden.txt"]
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            (
+                "missing.txt",
+                "missing.txt: no such file or folder .*give a file, a folder or a glob",
+            ),
+            ("*.csv", r"\*.csv: no text files among 0 matches; known: .txt, .*check the path"),
+            (
+                "README.md",
+                "README.md: unknown suffix '.md'; known: .txt, .jsonl, .csv, .tsv, .parq",
+            ),
+            ("a/t.parquet.gz", "unknown suffix '.parquet.gz'; .*all but .parquet also with .gz"),
+        ],
+    )
+    def test_errors(self, folder, path, message):
+        with pytest.raises(DataError, match=message):
+            Corpus.from_files(folder / path)
+
+    def test_no_path(self):
+        with pytest.raises(DataError, match="give at least one file"):
+            Corpus.from_files([])
+
+    def test_wrong_settings(self, folder):
+        with pytest.raises(ConfigError, match=r"documents is 'lines'; did you mean 'line'\?"):
+            Corpus.from_files(folder, documents="lines")
+        with pytest.raises(ConfigError, match="errors is 'ignore'; known: replace, strict"):
+            Corpus.from_files(folder, errors="ignore")
+
+
+LONG = "word " * 25
+
+
+class TestDetection:
+    @pytest.mark.parametrize(
+        ("text", "unit"),
+        [
+            ("", "file"),
+            ("a line\nanother\n", "file"),
+            ("a line\n\nanother", "block"),
+            ("a line\n \t\nanother", "block"),
+            ("\n\n\na line\nanother\n\n\n", "file"),
+            (f"{LONG}\n{LONG}\nshort\n", "line"),
+            (f"{LONG}\nshort\nshort\n", "file"),
+            (f"{LONG}\n\n{LONG}", "block"),
+            ("字" * 250 + "\n" + "字" * 250, "line"),
+            ("字" * 249 + "\n" + "字" * 249, "file"),
+        ],
+    )
+    def test_unit(self, text, unit):
+        assert formats.detect_unit(text) == unit
+
+    def test_looks_at_the_beginning_only(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(formats, "SAMPLE", 8)
+        monkeypatch.setattr(files, "CHUNK", 7)
+        write(tmp_path / "a.txt", "ab\ncd\nef\n\ngh")
+        write(tmp_path / "b.txt", "ab\n\ncd\n\ngh")
+        corpus = Corpus.from_files(tmp_path)
+        assert [description.unit for description in corpus.describe()] == ["file", "block"]
+        assert list(corpus) == ["ab\ncd\nef\n\ngh", "ab", "cd", "gh"]
+
+    def test_description(self, tmp_path):
+        write(tmp_path / "a.txt.gz", "one\n\ntwo")
+        write(tmp_path / "b.CSV", "text\none")
+        assert Corpus.from_files(tmp_path).describe() == [
+            (str(tmp_path / "a.txt.gz"), ".txt.gz", "block"),
+            (str(tmp_path / "b.CSV"), ".csv", "row"),
+        ]
+        assert Corpus.from_files(tmp_path, documents="line").describe()[0].unit == "line"
+        assert Corpus.from_texts(["one"]).describe()[0].unit == "text"
+
+    @pytest.mark.skipif(not ENGLISH.is_dir(), reason="shared/data/english-10m is not here")
+    def test_real_text(self):
+        corpus = Corpus.from_files(ENGLISH / "*.valid.txt.zst")
+        units = {Path(d.path).name.split(".")[0]: d.unit for d in corpus.describe()}
+        assert units == {
+            "books": "block",
+            "childes": "file",
+            "children_stories": "block",
+            "childrens_book_test": "file",
+            "meetings": "block",  # a blank line between meetings
+            "simple_wiki": "block",
+            "storybooks": "block",
+            "task_dialogues": "block",
+            "wikipedia": "block",
+        }
+        novels = Corpus.from_files(ENGLISH / "books.train.txt.zst")
+        assert novels.describe()[0].unit == "block"  # the first novel has two million characters
+        wikipedia = Corpus.from_files(ENGLISH / "wikipedia.valid.txt.zst")
+        documents = list(wikipedia)
+        assert len(documents) == 136
+        assert all(document.startswith("= ") for document in documents)
+        assert sum(len(document.split()) for document in documents) == 61_183
+
+
+class TestSplit:
+    numbers = tuple(f"document {i}" for i in range(4000))
+
+    def test_train_and_valid_are_all_in_order(self):
+        train, valid = Corpus.from_texts(self.numbers).split(valid=0.1, seed=3)
+        sides = {text: 0 for text in train} | {text: 1 for text in valid}
+        assert sorted(sides, key=self.numbers.index) == list(self.numbers)
+        assert len(list(train)) + len(list(valid)) == len(self.numbers)
+        for part in (train, valid):
+            found = list(part)
+            assert found == sorted(found, key=self.numbers.index)
+
+    @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
+    def test_share_is_within_five_standard_errors(self, share):
+        for seed in range(5):
+            _, valid = Corpus.from_texts(self.numbers).split(valid=share, seed=seed)
+            n = len(self.numbers)
+            deviation = len(list(valid)) - share * n
+            assert abs(deviation) < 5 * sqrt(n * share * (1 - share))
+
+    def test_a_document_stays_when_files_are_added(self, tmp_path):
+        write(tmp_path / "b.txt", "\n".join(self.numbers[:400]))
+        before = [set(part) for part in Corpus.from_files(tmp_path, documents="line").split()]
+        write(tmp_path / "a.jsonl", "\n".join(json.dumps({"text": t}) for t in self.numbers[400:]))
+        after = [set(part) for part in Corpus.from_files(tmp_path, documents="line").split()]
+        assert before[0] < after[0]
+        assert before[1] < after[1]
+
+    def test_never_changes(self):
+        _, valid = Corpus.from_texts([str(i) for i in range(100)]).split(valid=0.1, seed=0)
+        golden = "1 4 6 25 42 47 50 54 55 61 64 73 82 83 91"
+        assert list(valid) == golden.split()
+
+    def test_seeds_and_repeated_splits_are_independent(self):
+        corpus = Corpus.from_texts(self.numbers)
+        train, valid = corpus.split(valid=0.5, seed=0)
+        other = set(corpus.split(valid=0.5, seed=1)[1])
+        for part in (train, valid):
+            for again in (list(part.split(valid=0.5, seed=0)[1]), other & set(part)):
+                assert abs(len(again) - 1000) < 5 * sqrt(4000 * 0.25 * 0.75)
+        develop, test = valid.split(valid=0.5)
+        assert Counter([*train, *develop, *test]) == Counter(self.numbers)
+
+    def test_equal_texts_are_on_one_side(self):
+        train, valid = Corpus.from_texts(self.numbers[:50] * 3).split(valid=0.5)
+        assert not set(train) & set(valid)
+        assert set(Counter(valid).values()) == {3}
+
+    def test_an_empty_side_is_an_error_when_read(self):
+        corpus = Corpus.from_texts(["one", "two"])
+        with pytest.raises(
+            DataError, match=r"none of 2 documents fell into the valid part, .*0\.001"
+        ):
+            list(corpus.split(valid=0.001)[1])
+        with pytest.raises(
+            DataError, match=r"fell into the train part, which should get 0\.001 of"
+        ):
+            list(corpus.split(valid=0.999)[0])
+
+    @pytest.mark.parametrize("share", [0, 1, -0.1, 5])
+    def test_wrong_share(self, share):
+        with pytest.raises(ConfigError, match="expected a share between 0 and 1"):
+            Corpus.from_texts(["one"]).split(valid=share)
+
+
+class TestDuplicates:
+    def test_the_first_is_kept_across_files(self, tmp_path):
+        write(tmp_path / "a.txt", "x\ny\n x \nz")
+        write(tmp_path / "b.jsonl.gz", '{"text": "w"}\n{"text": "y"}')
+        corpus = Corpus.from_files(tmp_path, documents="line", drop_duplicates=True)
+        statistics = Statistics()
+        assert list(corpus.read(statistics)) == ["x", "y", "z", "w"]
+        assert statistics == Statistics(documents=4, characters=4, duplicates=2)
+        assert corpus.statistics() == statistics
+        kept = Corpus.from_files(tmp_path, documents="line")
+        assert kept.statistics() == Statistics(documents=6, characters=6)
+
+    @quick
+    @given(st.lists(st.sampled_from(["a", "b", " a", "c\n", ""]), max_size=12))
+    def test_like_a_dictionary(self, texts):
+        corpus = Corpus.from_texts(texts, drop_duplicates=True)
+        assert list(corpus) == list(dict.fromkeys(stripped(texts)))
+
+    def test_with_a_split_the_sides_add_up(self):
+        texts = [str(i % 70) for i in range(200)]
+        parts = Corpus.from_texts(texts, drop_duplicates=True).split(valid=0.3)
+        found = [part.statistics() for part in parts]
+        assert sum(statistics.documents for statistics in found) == 70
+        assert sum(statistics.duplicates for statistics in found) == 130
+
+    def test_memory_a_document(self, tmp_path):
+        write(tmp_path / "a.txt", "\n".join(f"{i:0200}" for i in range(50_000)))
+        peaks = []
+        for drop in (False, True):
+            corpus = Corpus.from_files(tmp_path, documents="line", drop_duplicates=drop)
+            tracemalloc.start()
+            try:
+                assert corpus.statistics().documents == 50_000
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+        assert peaks[1] - peaks[0] < 50_000 * 110
+
+
+class TestFingerprint:
+    def test_moving_keeps_it_and_content_changes_it(self, tmp_path):
+        for folder in ("one", "two"):
+            write(tmp_path / folder / "a.txt", "text a")
+            write(tmp_path / folder / "b.txt", "text b")
+        first = Corpus.from_files(tmp_path / "one").fingerprint()
+        assert first == Corpus.from_files(tmp_path / "two").fingerprint()
+        write(tmp_path / "two" / "b.txt", "text c")
+        assert first != Corpus.from_files(tmp_path / "two").fingerprint()
+
+    def test_every_setting_changes_it(self, tmp_path):
+        a, b = write(tmp_path / "a.txt", "text a"), write(tmp_path / "b.txt", "text b")
+        corpus = Corpus.from_files([a, b])
+        variants = [
+            corpus,
+            Corpus.from_files([b, a]),
+            Corpus.from_files([a]),
+            Corpus.from_files([a, b], documents="line"),
+            Corpus.from_files([a, b], text_column="body"),
+            Corpus.from_files([a, b], errors="replace"),
+            Corpus.from_files([a, b], drop_duplicates=True),
+            *corpus.split(),
+            *corpus.split(seed=1),
+            *corpus.split(valid=0.02),
+            *corpus.split()[0].split(),
+            Corpus.from_texts(["text a", "text b"]),
+            Corpus.from_texts(["text a", "text b "]),
+            Corpus.from_texts(["text atext b"]),
+        ]
+        assert len({variant.fingerprint() for variant in variants}) == len(variants)
+        assert Corpus.from_files([a, b]).fingerprint() == corpus.fingerprint()
