@@ -78,7 +78,7 @@ def clean_paper(text: str) -> str:
 
 
 def clean(line: str) -> str:
-    """Accents back on their letters; no control, private or unassigned characters; single spaces."""
+    """Accents on their letters; no control, private or unassigned characters; single spaces."""
     line = re.sub(
         r"([´¨])([^\W\d_])",
         lambda m: unicodedata.normalize("NFC", m[2] + ACCENTS[m[1]]),

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reference import FAMILIES, measure, transformers
+from tests.reference import FAMILIES, measure, transformers
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 Not a test: `test_parity.py` asserts on these numbers and `benchmarks/parity.py` prints them.
 """
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -155,6 +156,20 @@ def reload_theirs(directory: Path, kind: str):
     model, report = auto.from_pretrained(directory, output_loading_info=True)
     assert not any(report.values()), report
     return model.eval()
+
+
+def same_weights(ours, theirs) -> bool:
+    """Whether two modules have the same tensors, bit for bit."""
+    state = theirs.state_dict()
+    return ours.state_dict().keys() == state.keys() and all(
+        torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items()
+    )
+
+
+def edit_settings(directory: Path, **changes) -> None:
+    """Changes keys of a saved `config.json`."""
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def measure(family: str) -> dict[tuple[str, str], float]:

@@ -73,7 +73,7 @@ def match_tensors(
     *,
     where: Path,
 ) -> dict[str, Tensor]:
-    """The tensors of a file as float32 tensors under our names.
+    """The tensors of a file under our names, parts put together.
 
     Args:
         tensors: by the file's names.
@@ -99,6 +99,4 @@ def match_tensors(
     if wrong:
         more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         raise CheckpointError(f"{where}: {'; '.join(wrong[:_NAMED])}{more}")
-    return {
-        name: torch.cat([tensors[part].float() for part in parts]) for name, parts in names.items()
-    }
+    return {name: torch.cat([tensors[p] for p in parts]) for name, parts in names.items()}

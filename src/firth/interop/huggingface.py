@@ -93,6 +93,7 @@ def save_model(
     head: SequenceHead | None = None,
     labels: tuple[str, ...] = (),
     problem_type: ProblemType | None = None,
+    own_form: bool = False,
 ) -> None:
     """Writes `config.json` and `model.safetensors` (float32), each replaced in one step.
 
@@ -109,6 +110,8 @@ def save_model(
         head: the sequence head, if there is one.
         labels: names of the head's outputs, in order.
         problem_type: what the head's scores mean.
+        own_form: write our own form even where there is a stock class, because the scores need more
+            than model and head (a layer mix, say) and that class would give other ones.
 
     Raises:
         ConfigError: if there are not as many labels as outputs.
@@ -120,7 +123,8 @@ def save_model(
         name: tensor.detach().to("cpu", torch.float32)
         for name, tensor in _state(model, head).items()
     }
-    if family is not None and loads_in_transformers(config, head, vocabulary):
+    stock = not own_form and loads_in_transformers(config, head, vocabulary)
+    if family is not None and stock:
         settings = _stock_settings(family, config, head, vocabulary)
         tensors = _stock_tensors(family, state)
     else:

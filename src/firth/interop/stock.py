@@ -128,7 +128,8 @@ def stock_head(
     """The sequence head that the family of `config` has in `transformers`, with fresh weights.
 
     BERT and RoBERTa: tanh; DistilBERT: ReLU; ModernBERT: GELU, a norm, no dense bias. A shape of
-    no family gets BERT's head, or ModernBERT's if it is pre-norm.
+    no family gets BERT's head, or ModernBERT's if it is pre-norm. In training RoBERTa's has one
+    dropout more, before the dense layer, which ours has not.
     """
     form = _head_form(config)
     return SequenceHead(config.hidden_size, num_outputs, dropout=dropout, pooling=pooling, **form)

@@ -52,10 +52,20 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Documents in a fixed order, streamed anew by each iteration.
+    """Documents in a fixed order, streamed anew by each iteration; build one with `from_files` or
+    `from_texts`.
 
-    Documents are stripped of white space at both ends, and empty ones are dropped. Build one with
-    `from_files` or `from_texts`.
+    Formats, by suffix: .txt; .jsonl, one object a line; .csv with standard quoting; .tsv, in which
+    quotes are literal; .parquet (needs the extra ``data``). All but .parquet may also be
+    compressed, as .gz or .zst (needs the extra ``data``). Text is UTF-8, with or without a
+    byte-order mark; every line break becomes a line feed. Documents are stripped of white space at
+    both ends, and empty ones are dropped.
+
+    A document of a .txt file is the ``"file"``; a ``"block"``, the text between blank lines; a
+    ``"line"``; or, with ``"auto"``, what the first 4 MB of each file suggest: block if there are
+    blank lines, line if lines are long (25 words or more in the median), else file. So that memory
+    stays bounded, a document of more than a million characters is given in pieces, cut at line
+    breaks; each counts as a document. A row of a table is one document, however long.
     """
 
     files: tuple[Path, ...] = ()
@@ -76,27 +86,17 @@ class Corpus:
         errors: str = "strict",
         drop_duplicates: bool = False,
     ) -> "Corpus":
-        """A corpus of text files, of which only the names are looked at for now.
-
-        Formats, by suffix: .txt; .jsonl, one object a line; .csv with standard quoting; .tsv, in
-        which quotes are literal; .parquet (needs the extra ``data``). All but .parquet may also be
-        compressed, as .gz or .zst (needs the extra ``data``). Text is UTF-8, with or without a
-        byte-order mark; every line break becomes a line feed.
+        """A corpus of text files; they are found now and read when it is iterated.
 
         Args:
             paths: one or many files, folders (everything below with a known suffix, sorted, hidden
                 files left out) and glob patterns (``**`` for any folders). A file named twice is
                 read once.
-            documents: what a document of a .txt file is: ``"file"``; ``"block"``, the text between
-                blank lines; ``"line"``; or ``"auto"``, detected for each file from its first 4 MB:
-                block if there are blank lines, line if lines are long (25 words or more in the
-                median), else file. So that memory stays bounded, a document of more than a million
-                characters is given in pieces, cut at line breaks; each counts as a document.
-            text_column: the column (or key) of tables that holds the text. A number that is no
-                column's name, such as ``"2"``, counts columns from 1 in .csv and .tsv files that
-                have no header. Null is taken for empty.
-            errors: ``"strict"``, or ``"replace"`` to put U+FFFD for bytes that are not UTF-8 and
-                count them in `Statistics.replaced`.
+            documents: the unit of .txt files: ``"auto"``, ``"file"``, ``"block"`` or ``"line"``.
+            text_column: the column (or key) of tables that holds the text; null there is empty. A
+                number that is no column's name, such as ``"2"``, counts the columns of .csv and
+                .tsv files without header from 1.
+            errors: ``"strict"``, or ``"replace"`` to put U+FFFD for bytes that are not UTF-8.
             drop_duplicates: leave out documents whose text came before; this takes about 100 bytes
                 of memory a document (a 16-byte hash, not the text).
 

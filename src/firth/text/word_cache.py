@@ -8,11 +8,12 @@ This module imports neither torch nor the rest of firth, so that the processes o
 `firth.text.encoding` start in a tenth of a second.
 """
 
+import contextlib
 import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +26,13 @@ WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 """Unicode's White_Space as a regular expression's class: what `tokenizers` cuts at. Python's own
 ``\\s`` also holds U+001C to U+001F."""
 
-# The same as GPT-2's pattern, but with runs of anything that is not white space left whole.
+# GPT-2's pattern, except that what is not white space stays together, but for a plain word before
+# white space or a mark that cannot be part of it: so "word," and "word" share an entry.
 BYTE_LEVEL_CHUNKS = re.compile(
-    rf" ?[^{WHITE_SPACE}]+|[{WHITE_SPACE}]+(?![^{WHITE_SPACE}])|[{WHITE_SPACE}]+"
+    rf" ?[A-Za-z]+(?![^{WHITE_SPACE}.,;:!?\"])"
+    rf"| ?[^{WHITE_SPACE}]+"
+    rf"|[{WHITE_SPACE}]+(?![^{WHITE_SPACE}])"
+    rf"|[{WHITE_SPACE}]+"
 )
 
 # BERT's normaliser deletes some control characters that are white space, which joins the words on
@@ -44,8 +49,10 @@ CHARACTER_WISE = {"NFC", "NFD", "Lowercase"}
 WORD_WISE = CHARACTER_WISE | {"StripAccents", "BertNormalizer"}
 """Normalisers that do not look across white space, but may delete characters."""
 
-ENTRY_BYTES = 120
-"""About what a dictionary needs for an entry, beside its key and value."""
+ENTRY_BYTES = 150
+"""About what an entry of a dictionary and the header of its value need."""
+UNSEEN = b"?"
+"""Stands for the ids of a chunk that is not known; ids take a multiple of four bytes."""
 GROUP = 128
 """Unseen words encoded as one text, to share the cost of a call."""
 
@@ -91,18 +98,25 @@ class WordCache:
             encodings = self._backend.encode_batch(documents, add_special_tokens=False)
             found = [_flagged_ids(encoding).tobytes() for encoding in encodings]
         else:
-            found = self._look_up([self._chunks(document) for document in documents])
+            found = self._look_up(documents, self._chunks)
         flagged = np.frombuffer(b"".join(found), np.uint32)
         lengths = np.fromiter(map(len, found), np.int64, len(found)) // flagged.itemsize
         return Encoded(flagged & ~OPENS_WORD, flagged >= OPENS_WORD, lengths)
 
-    def _look_up(self, documents: list[list[str]]) -> list[bytes]:
+    def _look_up(self, documents: Sequence[str], cut: Callable[[str], list[str]]) -> list[bytes]:
         if self._bytes > self._max_bytes:
             self._known.clear()
             self._bytes = 0
-        self._learn(set(itertools.chain.from_iterable(documents)).difference(self._known))
-        find = self._known.__getitem__
-        return [b"".join(map(find, chunks)) for chunks in documents]
+        chunks, ends = [], [0]
+        for document in documents:
+            chunks += cut(document)
+            ends.append(len(chunks))
+        found = list(map(self._known.get, chunks, itertools.repeat(UNSEEN)))
+        unseen = list(_positions(UNSEEN, found))
+        self._learn({chunks[i] for i in unseen})
+        for i in unseen:
+            found[i] = self._known[chunks[i]]
+        return [b"".join(found[start:end]) for start, end in itertools.pairwise(ends)]
 
     def _learn(self, chunks: Iterable[str]) -> None:
         words, spaces = [], []
@@ -124,11 +138,17 @@ class WordCache:
         inside = token_starts < (starts + lengths)[chunk]
         data = _flagged_ids(encoding)[inside].tobytes()
         ends = np.cumsum(np.bincount(chunk[inside], minlength=len(group))) * OPENS_WORD.itemsize
-        start = 0
-        for text, end in zip(group, ends.tolist(), strict=True):
-            self._known[text] = value = data[start:end]
-            self._bytes += sys.getsizeof(text) + sys.getsizeof(value) + ENTRY_BYTES
-            start = end
+        spans = itertools.pairwise([0, *ends.tolist()])
+        self._known.update(zip(group, [data[start:end] for start, end in spans], strict=True))
+        self._bytes += ENTRY_BYTES * len(group) + len(data) + sum(map(sys.getsizeof, group))
+
+
+def _positions(item: bytes, items: list[bytes]) -> Iterator[int]:
+    position = -1
+    with contextlib.suppress(ValueError):
+        while True:
+            position = items.index(item, position + 1)
+            yield position
 
 
 def _flagged_ids(encoding: Any) -> np.ndarray:
@@ -138,7 +158,7 @@ def _flagged_ids(encoding: Any) -> np.ndarray:
     return ids
 
 
-def _chunker(description: dict[str, Any]) -> Any:
+def _chunker(description: dict[str, Any]) -> Callable[[str], list[str]] | None:
     """The function that cuts a text where this tokenizer surely does, or None if none is known."""
     if any(not token["special"] for token in description["added_tokens"]):
         return None

@@ -1,0 +1,97 @@
+"""The command line: `firth VERB ...`. Verbs are imported when used, so `firth --help` is instant."""
+
+import errno
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from firth.config import suggest
+from firth.errors import FirthError
+
+VERBS = {
+    "pretrain": ("firth.cli.pretrain", "train a language model on your text, or resume"),
+    "adapt": ("firth.cli.adapt", "teach a model your task from a labelled file"),
+    "predict": ("firth.cli.adapted", "label texts with an adapted model"),
+    "evaluate": ("firth.cli.adapted", "measure an adapted model on a labelled file"),
+    "embed": ("firth.cli.use", "vectors for sentences, words or tokens"),
+    "fill": ("firth.cli.use", "fill the blanks of a sentence"),
+    "score": ("firth.cli.use", "how likely a model finds each line of a file"),
+    "recipes": ("firth.cli.show", "list the recipes, or show one resolved"),
+    "inspect": ("firth.cli.show", "what a run directory holds and how its training went"),
+    "demo": ("firth.cli.show", "the whole job on the text that comes with firth"),
+}
+"""Verb to the module that has the function of that name, and what it does."""
+
+HELP = """firth: pre-train contextual language models on your own text, transfer them to your own tasks
+
+usage: firth VERB ... [--help]
+
+{verbs}
+
+    firth demo
+    firth pretrain bert letters/*.txt -o runs/letters --size mini --minutes 20
+    firth adapt runs/letters train.tsv --text sentence --label label -o runs/topics finetune
+    firth predict runs/topics new.txt
+
+Results go to stdout (--json for machines), logs to stderr. Exit codes: 0 done, 1 failure, 2 usage
+or configuration, 3 data, 4 diverged or degenerate, 5 out of memory or disk, 130/143 interrupted
+after saving."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, VERBS))
+        lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+        print(HELP.format(verbs="\n".join(lines)))
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from firth import __version__
+
+        print(f"firth {__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        print(f"firth: unknown verb {verb!r}; {suggest(verb, VERBS)}", file=sys.stderr)
+        return 2
+    return _run(verb, arguments[1:])
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    _log_to_stderr()
+    try:
+        getattr(importlib.import_module(VERBS[verb][0]), verb)(arguments)
+        sys.stdout.flush()
+        return 0
+    except FirthError as error:
+        print(f"firth {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader (head, say) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print(f"firth {verb}: out of memory; try a smaller batch or model", file=sys.stderr)
+        return 5
+    except OSError as error:
+        print(f"firth {verb}: {error}", file=sys.stderr)
+        return 5 if error.errno == errno.ENOSPC else 1
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("firth")
+    if logger.handlers:
+        return
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

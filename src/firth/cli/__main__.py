@@ -1,0 +1,7 @@
+"""`python -m firth.cli`."""
+
+import sys
+
+from firth.cli import main
+
+sys.exit(main())

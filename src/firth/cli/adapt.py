@@ -1,0 +1,92 @@
+"""`firth adapt`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from firth.adaptation import FineTuning, Frozen
+from firth.api import LanguageModel, load
+from firth.api import adapt as adapt_model
+from firth.api.adapted import read_task
+from firth.cli.options import parse
+from firth.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Teach a model your task from a labelled file (.csv, .tsv, .jsonl, also .gz and .zst)."""
+
+    model: tyro.conf.Positional[str]
+    """A run directory, or a `transformers` directory."""
+    train: tyro.conf.Positional[str]
+    """Labelled examples."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """Where the adapted model goes."""
+    dev: str | None = None
+    """Examples to stop on and to choose by; by default a tenth of the training file."""
+    test: str | None = None
+    """Examples to evaluate the adapted model on at the end."""
+    task: str = "classification"
+    text: str = "text"
+    """Column of the text: a name, or a number counted from 1."""
+    text_pair: str | None = None
+    """Column of the second text, for sentence pairs."""
+    label: str = "label"
+    """Column of the label."""
+    kind: Literal["single", "multi_label", "regression"] = "single"
+    """One label, any number of labels, or a number."""
+    metric: str = ""
+    """Metric to choose by; by default accuracy, micro F1 or Spearman's rho, by kind."""
+    quotes: Literal["auto", "literal", "standard"] = "auto"
+    """Whether quote characters are ordinary text (literal, as in GLUE's files) or enclose cells."""
+    seeds: int = 1
+    """How many seeds to train; all are reported, the best on dev is kept."""
+    device: str = "auto"
+    json: bool = False
+    """Print the result as JSON."""
+    how: Annotated[
+        Annotated[FineTuning, tyro.conf.subcommand("finetune", prefix_name=False)]
+        | Annotated[Frozen, tyro.conf.subcommand("frozen", prefix_name=False)],
+        tyro.conf.arg(name=""),
+    ]
+
+
+def adapt(arguments: Sequence[str]) -> None:
+    """Runs the verb."""
+    options = parse(Options, arguments, "adapt")
+    lm = load(options.model, device=options.device)
+    if not isinstance(lm, LanguageModel):
+        raise ConfigError(f"{options.model} is an adapted model already; give the run it came from")
+    names = ("text", "text_pair", "label", "kind", "metric", "quotes")
+    task = read_task(options.task, **{name: getattr(options, name) for name in names})
+    adapted = adapt_model(
+        lm, task, options.train, options.how, dev=options.dev, seeds=range(options.seeds)
+    )
+    adapted.save(options.output)
+    result = {
+        "output": options.output,
+        "seeds": len(adapted.seeds),
+        "dev": {
+            name: {"mean": mean, "interval": half}
+            for name, (mean, half) in adapted.summary().items()
+        },
+        "degenerate_runs": sum(seed.degenerate for seed in adapted.seeds),
+        "layer_shares": adapted.layer_shares(),
+    }
+    if options.test is not None:
+        result["test"] = adapted.evaluate(options.test).metrics
+    if options.json:
+        print(json.dumps(result))
+        return
+    for name, (mean, half) in adapted.summary().items():
+        print(f"dev {name}\t{mean:.4f}" + ("" if half is None else f" ± {half:.4f}"))
+    for name, value in result.get("test", {}).items():
+        print(f"test {name}\t{value:.4f}")
+    shares = adapted.layer_shares()
+    if shares is not None:
+        print("layer mix\t" + " ".join(f"{share:.2f}" for share in shares))
+    print(f"\nNext: firth predict {options.output} FILE", file=sys.stderr)

@@ -1,0 +1,70 @@
+"""`firth predict` and `firth evaluate`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from firth.api import AdaptedModel, load
+from firth.cli.options import parse, print_rows, read_lines
+from firth.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Label texts: one prediction a line, as label and probability."""
+
+    model: tyro.conf.Positional[str]
+    """An adapted model."""
+    file: tyro.conf.Positional[str] = "-"
+    """A text a line (.txt, or - for stdin), or a table with the training file's text columns."""
+    device: str = "auto"
+    json: bool = False
+    """One JSON object a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure an adapted model on a labelled file."""
+
+    model: tyro.conf.Positional[str]
+    """An adapted model."""
+    file: tyro.conf.Positional[str]
+    """Labelled examples, with the training file's columns."""
+    device: str = "auto"
+    json: bool = False
+    """Print one JSON object, with the details."""
+
+
+def _load(path: str, device: str) -> AdaptedModel:
+    model = load(path, device=device)
+    if not isinstance(model, AdaptedModel):
+        raise ConfigError(f"{path} is a language model without a task; run `firth adapt` first")
+    return model
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Runs the verb."""
+    options = parse(Predict, arguments, "predict")
+    model = _load(options.model, options.device)
+    if options.file == "-" or ".txt" in Path(options.file).suffixes:
+        predictions = model.predict(read_lines(options.file))
+    else:
+        examples = model.task.read(options.file, labelled=False)
+        predictions = model.task.decode(model.scores(examples))
+    print_rows((prediction.to_dict() for prediction in predictions), as_json=options.json)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Runs the verb."""
+    options = parse(Evaluate, arguments, "evaluate")
+    report = _load(options.model, options.device).evaluate(options.file)
+    if options.json:
+        counted = {"num_examples": report.num_examples, "main": report.main}
+        print(json.dumps({**report.metrics, **counted, "details": report.details}))
+        return
+    print(f"examples\t{report.num_examples}")
+    for name, value in report.metrics.items():
+        print(f"{name}\t{value:.4f}")

@@ -1,0 +1,106 @@
+"""`firth pretrain`."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import tyro
+
+from firth.api import pretrain as pretrain_model
+from firth.cli.options import parse, settings
+from firth.config import merge, override, read_toml
+from firth.recipes import Recipe, recipe
+from firth.text.corpus import Corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a language model on your text. The same command resumes a run that was stopped.
+
+    Any setting of the recipe can follow by its dotted name, for instance --training.seed 1 or
+    --objective.whole_words true; `firth recipes show NAME` lists them.
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name of a recipe: bert, modern-bert."""
+    corpus: tyro.conf.Positional[tuple[str, ...]]
+    """Files, folders or globs: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """The run directory."""
+    size: str = "mini"
+    """tiny 2x128, mini 4x256, small 4x512, medium 8x512, base 12x768, large 24x1024."""
+    vocab: int = 8192
+    """Tokens in the vocabulary."""
+    config: str | None = None
+    """A TOML file with settings of the recipe."""
+    steps: int | None = None
+    """Budget in steps."""
+    tokens: int | None = None
+    """Budget in tokens."""
+    epochs: float | None = None
+    """Budget in passes over the text."""
+    minutes: float | None = None
+    """Budget in minutes: throughput is measured, then the number of steps is fixed."""
+    valid: tuple[str, ...] = ()
+    """Held-out files; by default one document in a hundred is held out."""
+    documents: Literal["auto", "file", "block", "line"] = "auto"
+    """What a document is in .txt files."""
+    column: str = "text"
+    """Column that holds the text in .jsonl, .csv, .tsv and .parquet files."""
+    errors: Literal["strict", "replace"] = "strict"
+    """What to do about bytes that are not UTF-8."""
+    drop_duplicates: bool = False
+    """Leave out documents that are exact copies of earlier ones."""
+    device: str = "auto"
+    threads: int | None = None
+    """CPU threads; by default one a core."""
+    tensorboard: bool = False
+
+
+def pretrain(arguments: Sequence[str]) -> None:
+    """Runs the verb."""
+    options, leftover = parse(Options, arguments, "pretrain", more=True)
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    valid = _corpus(options.valid, options) if options.valid else None
+    command = shlex.join(["firth", "pretrain", *arguments])
+    pretrain_model(
+        _recipe(options, leftover),
+        _corpus(options.corpus, options),
+        options.output,
+        valid=valid,
+        device=options.device,
+        tensorboard=options.tensorboard,
+        resume_hint=command,
+    )
+    print(options.output)
+    print(
+        f'\nNext: firth fill {options.output} "..." | firth inspect {options.output} | '
+        f"firth adapt {options.output} train.tsv -o OUT finetune",
+        file=sys.stderr,
+    )
+
+
+def _corpus(paths: Sequence[str], options: Options) -> Corpus:
+    return Corpus.from_files(
+        list(paths),
+        documents=options.documents,
+        text_column=options.column,
+        errors=options.errors,
+        drop_duplicates=options.drop_duplicates,
+    )
+
+
+def _recipe(options: Options, leftover: Sequence[str]) -> Recipe:
+    """Recipe, then file, then command line."""
+    chosen = recipe(options.recipe, size=options.size, vocab_size=options.vocab)
+    if options.config is not None:
+        chosen = merge(chosen, read_toml(options.config), where=options.config)
+    budget = {n: getattr(options, n) for n in ("steps", "tokens", "epochs", "minutes")}
+    if any(value is not None for value in budget.values()):
+        chosen = replace(chosen, training=replace(chosen.training, **budget))
+    return override(chosen, settings(leftover))

@@ -1,0 +1,130 @@
+"""`firth embed`, `firth fill` and `firth score`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from firth.api import LanguageModel, load
+from firth.cli.options import parse, print_rows, read_lines
+from firth.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Vectors for each line of a file, or for its words or tokens."""
+
+    model: tyro.conf.Positional[str]
+    file: tyro.conf.Positional[str]
+    """A text a line; - for stdin."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """A .npy file; for words and tokens NAME.units.tsv says what each row is."""
+    unit: Literal["sentence", "word", "token"] = "sentence"
+    layers: tuple[int, ...] = (-1,)
+    """Layers to keep: 0 is the embedding output, -1 the last."""
+    pooling: Literal["mean", "max", "first", "last"] = "mean"
+    split: bool = False
+    """Take white space as the word boundary: the file is tokenised already."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill:
+    """Fill the blanks of sentences; several blanks are filled independently."""
+
+    model: tyro.conf.Positional[str]
+    texts: tyro.conf.Positional[tuple[str, ...]]
+    """Sentences with [MASK] (or the model's own mask token)."""
+    top: int = 5
+    json: bool = False
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTexts:
+    """Pseudo-log-likelihood and perplexity of each line: nats, perplexity, text."""
+
+    model: tyro.conf.Positional[str]
+    file: tyro.conf.Positional[str] = "-"
+    """A text a line; - for stdin."""
+    json: bool = False
+    """One JSON object a line, with every token's log probability."""
+    device: str = "auto"
+
+
+def _load(path: str, device: str, precision: Literal["auto", "bfloat16", "float32"] = "auto"):
+    model = load(path, device=device, precision=precision)
+    if not isinstance(model, LanguageModel):
+        raise ConfigError(f"{path} is an adapted model; give the run it came from")
+    return model
+
+
+def embed(arguments: Sequence[str]) -> None:
+    """Runs the verb."""
+    options = parse(Embed, arguments, "embed")
+    model = _load(options.model, options.device, options.precision)
+    lines = read_lines(options.file)
+    texts = [line.split() for line in lines] if options.split else lines
+    one = len(options.layers) == 1
+    layers = options.layers[0] if one else options.layers
+    found = model.embed(texts, unit=options.unit, layers=layers, pooling=options.pooling)
+    target = Path(options.output)
+    if options.unit == "sentence":
+        np.save(target, found)
+        print(f"{target}\t{'x'.join(map(str, found.shape))}")
+        return
+    vectors = np.concatenate([one.vectors for one in found])
+    np.save(target, vectors)
+    units = target.with_suffix(".units.tsv")
+    with units.open("w", encoding="utf-8") as file:
+        file.write("line\tstart\tend\tunit\n")
+        for number, one_text in enumerate(found, 1):
+            for unit, (start, end) in zip(one_text.units, one_text.offsets, strict=True):
+                file.write(f"{number}\t{start}\t{end}\t{unit}\n")
+    print(f"{target}\t{'x'.join(map(str, vectors.shape))}\t{units}")
+
+
+def fill(arguments: Sequence[str]) -> None:
+    """Runs the verb."""
+    options = parse(Fill, arguments, "fill")
+    model = _load(options.model, options.device)
+    mask = model.tokenizer.token(model.tokenizer.vocabulary.mask)
+    texts = [text.replace("[MASK]", mask) for text in options.texts]
+    for text, found in zip(texts, model.fill(texts, top_k=options.top), strict=True):
+        blanks = [found] if not isinstance(found[0], list) else found
+        for place, candidates in enumerate(blanks, 1):
+            if options.json:
+                rows = [vars(candidate) for candidate in candidates]
+                print(json.dumps({"text": text, "blank": place, "candidates": rows}))
+                continue
+            for candidate in candidates:
+                print(f"{candidate.probability:.4f}\t{candidate.token}\t{candidate.text}")
+
+
+def score(arguments: Sequence[str]) -> None:
+    """Runs the verb."""
+    options = parse(ScoreTexts, arguments, "score")
+    model = _load(options.model, options.device)
+    scores = model.score(read_lines(options.file))
+    rows = []
+    for one in scores:
+        row = {"nats": one.total, "perplexity": one.perplexity, "text": one.text}
+        if options.json:
+            values = [round(value, 4) for value in one.log_probabilities.tolist()]
+            row |= {"method": one.method, "tokens": one.tokens, "log_probabilities": values}
+        rows.append(row)
+    print_rows(rows, as_json=options.json)
+    count = sum(len(one.tokens) for one in scores)
+    total = sum(one.total for one in scores)
+    if count:
+        print(
+            f"{len(scores)} texts, {count} tokens, {scores[0].method}: perplexity "
+            f"{np.exp(-total / count):.3f}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,234 @@
+"""Text as memory-mapped token files.
+
+    corpus --encode--> shard-00000.tokens      ids, uint16 or uint32, without special tokens
+                       shard-00000.words       a bit a token: 1 where it opens a word
+                       shard-00000.documents   where each document ends, in tokens, uint64
+                       shard-00001.tokens ...
+                       manifest.json           what they were made of, and how much they hold
+
+Numbers are little-endian and bits go from the highest to the lowest. A document lies in one shard.
+The files depend on the corpus, the tokenizer and `shard_tokens` alone. Each appears under its name
+once it is whole on disk, the manifest last.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from firth.errors import DataError
+from firth.text.encoding import encode_stream
+from firth.text.shard_files import ShardWriter, shard_path, write_file
+from firth.text.tokenizers import Tokenizer
+
+FORMAT = 1
+MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+SAMPLE_TOKENS = 1 << 24
+"""Tokens looked at for statistics of a large corpus."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of documents read and of tokens stored so far."""
+
+
+class Corpus(Protocol):
+    """Documents in a fixed order, streamed anew by each iteration, with a hash of it all."""
+
+    def __iter__(self) -> Any: ...
+
+    def fingerprint(self) -> str: ...
+
+
+class Shards:
+    """The tokens of a corpus, end to end in the order of its documents.
+
+    Positions are counted over all shards. Open a folder with `Shards.open`.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.corpus_hash: str = manifest["corpus"]
+        self.tokenizer_hash: str = manifest["tokenizer"]
+        self.vocabulary_size: int = manifest["vocabulary_size"]
+        self.num_tokens: int = manifest["num_tokens"]
+        self.num_documents: int = manifest["num_documents"]
+        counts = [shard["tokens"] for shard in manifest["shards"]]
+        self._starts = np.cumsum([0, *counts])
+        self._dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        self._tokens = [self._map(i, "tokens", self._dtype, n) for i, n in enumerate(counts)]
+        self._words = [self._map(i, "words", np.uint8, -(-n // 8)) for i, n in enumerate(counts)]
+        self._ends = [
+            self._map(i, "documents", np.dtype("<u8"), shard["documents"])
+            for i, shard in enumerate(manifest["shards"])
+        ]
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Shards":
+        """Opens a folder that `write_shards` has finished.
+
+        Raises:
+            DataError: if it has no manifest, or one of its files is missing or has another size.
+        """
+        directory = Path(directory)
+        manifest = _read_manifest(directory / MANIFEST)
+        if manifest is None:
+            raise DataError(
+                f"{directory}: no {MANIFEST}, so this is no folder of token files, or writing them "
+                "has not finished; write them (again) with write_shards"
+            )
+        return cls(directory, manifest)
+
+    def __len__(self) -> int:
+        return self.num_tokens
+
+    def tokens(self, begin: int, end: int) -> np.ndarray:
+        """The ids from position `begin` up to `end`, (end - begin) int64."""
+        parts = [self._tokens[i][a:b] for i, a, b in self._parts(begin, end)]
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+    def opens_word(self, begin: int, end: int) -> np.ndarray:
+        """Whether each token from `begin` up to `end` begins a word, (end - begin) bool."""
+        flags = [np.zeros(0, np.uint8)]
+        for i, a, b in self._parts(begin, end):
+            bits = np.unpackbits(self._words[i][a // 8 : -(-b // 8)])
+            flags.append(bits[a % 8 :][: b - a])
+        return np.concatenate(flags).view(bool)
+
+    @cached_property
+    def document_starts(self) -> np.ndarray:
+        """(num_documents + 1) int64: document d is at document_starts[d]:document_starts[d + 1]."""
+        ends = [
+            ends.astype(np.int64) + start
+            for ends, start in zip(self._ends, self._starts[:-1], strict=True)
+        ]
+        return np.concatenate([np.zeros(1, np.int64), *ends])
+
+    @property
+    def document_lengths(self) -> np.ndarray:
+        """(num_documents) int64, in tokens."""
+        return np.diff(self.document_starts)
+
+    @cached_property
+    def token_counts(self) -> np.ndarray:
+        """(vocabulary_size) int64: how often each id occurs.
+
+        Of a corpus of more than `SAMPLE_TOKENS`, about so many are counted, in 256 stretches spread
+        evenly over it.
+        """
+        num_stretches = 256 if self.num_tokens > SAMPLE_TOKENS else 1
+        length = min(self.num_tokens, SAMPLE_TOKENS) // num_stretches
+        begins = np.linspace(0, self.num_tokens - length, num_stretches).astype(int)
+        return sum(
+            np.bincount(self.tokens(begin, begin + length), minlength=self.vocabulary_size)
+            for begin in begins.tolist()
+        )
+
+    def unigram_entropy(self) -> float:
+        r"""Entropy of the frequencies of `token_counts`, in nats a token.
+
+        $H = -\sum_v p(v) \ln p(v)$: the loss of the best model that ignores the context.
+        """
+        counts = self.token_counts
+        shares = counts[counts > 0] / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+
+    def _map(self, index: int, part: str, dtype: Any, count: int) -> np.ndarray:
+        path = shard_path(self.directory, index, part)
+        expected = count * np.dtype(dtype).itemsize
+        found = path.stat().st_size if path.exists() else None
+        if found != expected:
+            state = "is missing" if found is None else f"holds {found:,} bytes"
+            raise DataError(
+                f"{path} {state}, expected {expected:,} bytes by {MANIFEST}; copy the folder "
+                "again, or delete it and write it again"
+            )
+        return np.memmap(path, dtype, mode="r")
+
+    def _parts(self, begin: int, end: int) -> list[tuple[int, int, int]]:
+        """The shards that a range touches, each with the range inside it."""
+        if not 0 <= begin <= end <= self.num_tokens:
+            raise IndexError(f"{begin}:{end} is not a range within {self.num_tokens} tokens")
+        if begin == end:
+            return []
+        first = int(np.searchsorted(self._starts, begin, side="right")) - 1
+        last = int(np.searchsorted(self._starts, end, side="left"))
+        return [
+            (i, max(begin - start, 0), min(end, int(self._starts[i + 1])) - start)
+            for i in range(first, last)
+            for start in [int(self._starts[i])]
+        ]
+
+
+def write_shards(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    directory: str | Path,
+    *,
+    workers: int = 2,
+    shard_tokens: int = 1 << 24,
+    progress: Progress | None = None,
+) -> Shards:
+    """Encodes a corpus into a folder of token files, or opens the folder if that has been done.
+
+    Special tokens are not stored, and text that looks like one is text. Documents without tokens
+    are left out. After an interruption, the same call keeps the shards that were finished and gives
+    byte for byte the files of an uninterrupted run.
+
+    Args:
+        corpus: documents, and a `fingerprint` that changes when they do.
+        tokenizer: gives the ids.
+        directory: the folder, made if need be.
+        workers: processes that encode; the result does not depend on their number.
+        shard_tokens: a shard ends with the document that reaches this many tokens.
+        progress: called now and then with the documents read and the tokens stored so far.
+
+    Raises:
+        DataError: if the folder holds another corpus or tokenizer's shards, or no document has a
+            token, or a document holds half of a surrogate pair (which UTF-8 cannot hold).
+        ResourceError: if the disk is full, or an encoding process dies.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    identity = {
+        "format": FORMAT,
+        "corpus": corpus.fingerprint(),
+        "tokenizer": tokenizer.content_hash,
+        "vocabulary_size": tokenizer.vocabulary.size,
+    }
+    finished = _read_manifest(directory / MANIFEST)
+    unfinished = _read_manifest(directory / UNFINISHED)
+    _check_identity(directory, finished or unfinished, identity)
+    if finished:
+        return Shards(directory, finished)
+    resumable = unfinished is not None and unfinished["shard_tokens"] == shard_tokens
+    shards = unfinished["shards"] if unfinished and resumable else []
+    writer = ShardWriter(directory, tokenizer.vocabulary.size, shard_tokens, shards)
+
+    def save(name: str) -> None:
+        record = {
+            **identity,
+            "dtype": writer.dtype.name,
+            "shard_tokens": shard_tokens,
+            "num_tokens": sum(shard["tokens"] for shard in writer.shards),
+            "num_documents": sum(shard["documents"] for shard in writer.shards),
+            "shards": writer.shards,
+        }
+        write_file(directory / name, json.dumps(record, indent=1).encode())
+
+    documents = _encodable(itertools.islice(corpus, writer.documents_read, None), directory)
+    with writer, closing(encode_stream(documents, tokenizer.to_json(), workers=workers)) as batches:
+        for batch in batches:
+            if writer.add(batch):
+                save(UNFINISHED)
+            if progress:
+                progress(writer.documents_read, writer.num_tokens)
+        writer.finish()
+    if not writer.shards:
+        raise DataError("none of the corpus's documents has a token; check its files and settings")
+    save(MANIFEST)
+    (directory / UNFINISHED).unlink(missing_ok=True)
+    return Shards.open(directory)

@@ -1,0 +1,44 @@
+import gzip
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import firth
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+DEMO_DATA = Path(firth.__file__).parent / "demo_data"
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],  # measures the machine, not the code
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of published corpora that lies beside a checkout, on some machines."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder shared/ of published corpora is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def papers() -> list[str]:
+    """200 different short documents: sections of computational-linguistics papers."""
+    with gzip.open(DEMO_DATA / "papers.txt.gz", "rt", encoding="utf-8") as file:
+        lines = (line.strip() for line in file)
+        short = dict.fromkeys(line for line in lines if 300 <= len(line) <= 1500)
+    return list(short)[:200]
+
+
+@pytest.fixture(scope="session")
+def two_threads() -> None:
+    """Sums in the same order on every machine; torch is imported only where a test asks for it."""
+    import torch
+
+    torch.set_num_threads(2)

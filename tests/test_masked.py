@@ -1,0 +1,97 @@
+"""Masked LM: how many positions, which, and what stands there."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firth.errors import ConfigError
+from firth.objectives import MaskedLM
+from firth.objectives.masked import choose_positions
+from firth.protocols import Sequences
+from tests.sources import VOCABULARY, sequences_of, tiny_bert
+
+lengths = st.lists(st.integers(3, 60), min_size=1, max_size=20)
+
+
+@given(lengths, st.sampled_from([0.15, 0.3, 0.4]))
+def test_each_sequence_gives_its_rounded_share(lengths, rate):
+    sequences = sequences_of(lengths)
+    chosen = choose_positions(sequences, rate, np.random.default_rng(1), whole_words=False)
+    owner = np.searchsorted(sequences.starts, chosen, side="right") - 1
+    counts = np.bincount(owner, minlength=len(lengths))
+    expected = [max(1, round((n - 2) * rate)) for n in lengths]
+    np.testing.assert_array_equal(counts, expected)
+    assert not np.isin(sequences.ids[chosen], VOCABULARY.special).any()
+    assert (np.diff(chosen) > 0).all()
+
+
+@given(lengths, st.integers(0, 1000))
+def test_words_are_chosen_whole(lengths, seed):
+    rng = np.random.default_rng(seed)
+    opens = rng.random(sum(lengths)) < 0.5
+    sequences = sequences_of(lengths, seed, opens)
+    chosen = choose_positions(sequences, 0.3, rng, whole_words=True)
+    taken = np.zeros(len(opens), dtype=bool)
+    taken[chosen] = True
+    for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True):
+        words, current = [], []
+        for t in range(a + 1, b - 1):
+            if opens[t] and current:
+                words.append(current)
+                current = []
+            current.append(t)
+        words.append(current)
+        quota = max(1, round((b - a - 2) * 0.3))
+        assert taken[a:b].sum() <= quota
+        left = quota - taken[a:b].sum()
+        for word in words:
+            assert taken[word].all() or not taken[word].any()
+            if not taken[word].any():  # BERT's rule: a word is skipped only if it did not fit
+                assert len(word) > left
+
+
+def test_eighty_ten_ten():
+    sequences = sequences_of([120] * 400)
+    batch = MaskedLM().prepare(sequences, np.random.default_rng(0))
+    now = batch.input_ids[batch.predict_at].numpy()
+    before = batch.targets.numpy()
+    np.testing.assert_array_equal(sequences.ids[batch.predict_at.numpy()], before)
+    masked, kept = (now == VOCABULARY.mask).mean(), (now == before).mean()
+    n = len(now)
+    assert abs(masked - 0.8) < 4 * np.sqrt(0.16 / n)
+    assert abs(kept - (0.1 + 0.1 / 55)) < 4 * np.sqrt(0.09 / n)
+    others = np.setdiff1d(np.arange(len(sequences.ids)), batch.predict_at.numpy())
+    np.testing.assert_array_equal(batch.input_ids.numpy()[others], sequences.ids[others])
+    assert not np.isin(now[now != VOCABULARY.mask], VOCABULARY.special).any()
+
+
+def test_the_rate_follows_its_schedule():
+    objective = MaskedLM(rate=0.3, final_rate=0.15)
+    counts = []
+    for progress in (0.0, 0.5, 1.0):
+        plain = sequences_of([102] * 20)
+        sequences = Sequences(**{**vars(plain), "progress": progress})
+        counts.append(objective.prepare(sequences, np.random.default_rng(0)).num_predictions)
+    assert counts == [600, 440, 300]  # round(22.5) is 22
+
+
+def test_the_loss_is_the_cross_entropy_at_the_predicted_positions():
+    model = tiny_bert()
+    batch = MaskedLM().prepare(sequences_of([20, 9, 33]), np.random.default_rng(0))
+    with torch.no_grad():
+        loss = MaskedLM().loss(model, batch)
+    logits = model.logits(model(batch).last).detach()
+    labels = torch.full((batch.num_tokens,), -100)
+    labels[batch.predict_at] = batch.targets
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    assert loss.count == batch.num_predictions
+    assert float(loss.total / loss.count) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_bad_shares_are_named():
+    with pytest.raises(ConfigError, match=r"MaskedLM\.rate is 1\.5"):
+        MaskedLM(rate=1.5)
+    with pytest.raises(ConfigError, match="more than 1"):
+        MaskedLM(mask_share=0.8, random_share=0.3)
