@@ -82,6 +82,18 @@ def computing(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def round_rows(count: int, device: torch.device) -> int:
+    """The number of rows to compute for `count` of them: on the CPU rounded up by at most 1/32.
+
+    oneDNN compiles a kernel for every new shape of a matrix product, which takes ten times as long
+    as the product and several megabytes that stay. Rounding leaves few shapes.
+    """
+    if device.type != "cpu" or count == 0:
+        return count
+    grain = 1 << max(4, count.bit_length() - 6)
+    return -(-count // grain) * grain
+
+
 def activation_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast computes in on `device`, or None where autocast is off."""
     if torch.is_autocast_enabled(device.type):

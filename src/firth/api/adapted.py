@@ -89,7 +89,7 @@ class AdaptedModel:
         """Writes everything that was trained; a stock head loads in `transformers` too."""
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(path, max_length=self.adaptation.max_length)
+        self.tokenizer.save(path, model_max_length=self.adaptation.max_length)
         network, task = self.network, self.task
         kinds = {
             "single": "single_label_classification",

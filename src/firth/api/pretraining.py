@@ -110,7 +110,7 @@ def _prepare(
             lowercase=settings.lowercase,
             strip_accents=settings.strip_accents,
         )
-    tokenizer.save(run, max_length=recipe.model.max_length)
+    tokenizer.save(run, model_max_length=recipe.model.max_length)
     for side, documents in (("train", corpus), ("valid", valid)):
         shards = write_shards(documents, tokenizer, run / "data" / side)
         logger.info(

@@ -11,13 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firth.models.layers import Dropout, keep_mask, keep_scale
+from firth.device import round_rows
+from firth.models.layers import Dropout, keep_mask, keep_scale, random_bytes
 from firth.models.positions import rotate
 
 _HIDDEN = -1e9
 """Score of a key that may not be seen. Finite, so that a row without keys gives no NaN."""
 
 _EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Sequences up to one of these lengths, and longer than the one before it, form a group."""
+
+_TILE_SCORES = 1 << 18
+"""Scores a head in one CPU tile: with four heads in bfloat16, two megabytes, which stay cached."""
 
 
 @dataclass(frozen=True)
@@ -79,27 +84,39 @@ class Layout:
     """How a batch's sequences are grouped for attention, and each token's position."""
 
     groups: tuple[Group, ...]
+    num_tokens: int
+    """N."""
     positions: Tensor
-    """(N) int64, counted from 0 in each sequence."""
+    """(R) int64, counted from 0 in each sequence; R - N spare rows follow (see `round_rows`)."""
 
     @staticmethod
     def of(starts: Tensor, device: torch.device) -> "Layout":
         """Groups the sequences that `starts` (B+1, on the CPU) delimits."""
         lengths = starts.diff()
-        positions = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(lengths)
+        num_tokens = int(starts[-1])
+        positions = torch.zeros(round_rows(num_tokens, device), dtype=torch.int64)
+        positions[:num_tokens] = torch.arange(num_tokens)
+        positions[:num_tokens] -= starts[:-1].repeat_interleave(lengths)
         order = torch.argsort(lengths, stable=True)
         edges = torch.tensor(_EDGES)
         which = torch.searchsorted(edges, lengths[order])
         which = torch.where(which == len(_EDGES), len(_EDGES) + lengths[order] // 256, which)
         counts = torch.unique_consecutive(which, return_counts=True)[1].tolist()
-        groups = [_group(starts, members, device) for members in order.split(counts)]
-        return Layout(groups=tuple(groups), positions=positions.to(device))
+        groups = []
+        for members in order.split(counts):
+            longest = int(lengths[members].max())
+            tile = len(members)
+            if device.type == "cpu":  # few shapes, and scores that fit the cache
+                longest = next((edge for edge in _EDGES if edge >= longest), -(-longest // 64) * 64)
+                tile = max(1, _TILE_SCORES // longest**2)
+            for part in members.sort().values.split(tile):
+                groups.append(_group(starts, part, longest, device))
+        return Layout(tuple(groups), num_tokens, positions.to(device))
 
 
-def _group(starts: Tensor, members: Tensor, device: torch.device) -> Group:
-    members = members.sort().values
+def _group(starts: Tensor, members: Tensor, length: int, device: torch.device) -> Group:
     begin, lengths = starts[members], starts[members + 1] - starts[members]
-    count, length = len(members), int(lengths.max())
+    count = len(members)
     adjacent = bool((members.diff() == 1).all())
     tokens: Tensor | slice
     if adjacent:
@@ -142,62 +159,76 @@ def _heads(slots: Tensor, part: int) -> Tensor:
     return rows.clone(memory_format=torch.contiguous_format).view(n * heads, length, size)
 
 
-class _PackedProducts(torch.autograd.Function):
-    """softmax(Q K' / sqrt(K)) V group by group, with batched matrix products.
+def _probabilities(slots: Tensor, group: Group, mask: Mask) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries, keys (n H, S, K) and softmax(Q K' / sqrt(K)) (n H, S, S) of a tile."""
+    q, k = _heads(slots, 0), _heads(slots, 1)
+    q.mul_(q.shape[-1] ** -0.5)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    bias = _bias(group, mask, scores)
+    if bias is not None:
+        scores.view(group.count, -1, *scores.shape[1:]).add_(bias)
+    return q, k, torch.softmax(scores, dim=-1)
 
-    Vaswani et al. 2017, eq. 1. The scale of the scores is folded into Q and the scale of dropout
-    into V: both are K/S times smaller than the scores.
+
+class _PackedProducts(torch.autograd.Function):
+    """softmax(Q K' / sqrt(K)) V tile by tile, with batched matrix products.
+
+    Vaswani et al. 2017, eq. 1. As in Dao et al. 2022 the probabilities of a tile stay in the cache
+    and are computed again in the backward pass: reading them back from memory would take longer.
+    The scale of the scores is folded into Q and that of dropout into V: both are smaller.
     """
 
     @staticmethod
     def forward(ctx, qkv: Tensor, layout: Layout, mask: Mask, rate: float) -> Tensor:  # type: ignore[override]
-        tokens, _, heads, size = qkv.shape
+        rows, _, heads, size = qkv.shape
         keep = keep_scale(rate, qkv.device) if rate else 1.0
-        out = qkv.new_empty(tokens, heads, size)
-        saved: list[Tensor | None] = []
+        out = qkv.new_empty(rows, heads, size)
+        out[layout.num_tokens :] = 0
+        drawn = []
         for group in layout.groups:
             slots = group.pad(qkv)  # (n, S, 3, H, K)
-            q, k, v = (_heads(slots, part) for part in range(3))  # (n H, S, K)
-            q.mul_(size**-0.5)
-            scores = torch.bmm(q, k.transpose(1, 2))  # (n H, S, S)
-            bias = _bias(group, mask, scores)
-            if bias is not None:
-                scores.view(group.count, heads, *scores.shape[1:]).add_(bias)
-            p = torch.softmax(scores, dim=-1)
-            dropped = keep_mask(p.shape, rate, p) if rate else None
-            if dropped is not None:
+            _, _, p = _probabilities(slots, group, mask)
+            v = _heads(slots, 2)
+            if rate:
+                drawn.append(random_bytes(p.shape))
+                p.mul_(keep_mask(drawn[-1], rate, p))
                 v.mul_(keep)
-            o = torch.bmm(p if dropped is None else p * dropped, v)
-            o = o.view(group.count, heads, group.length, size).transpose(1, 2)
-            group.unpad_into(out, o)
-            saved += [q, k, v, p, dropped]
-        ctx.save_for_backward(*saved)
-        ctx.layout, ctx.shape, ctx.keep = layout, qkv.shape, keep
+            o = torch.bmm(p, v).view(group.count, heads, group.length, size)
+            group.unpad_into(out, o.transpose(1, 2))
+        ctx.save_for_backward(qkv, *drawn)
+        ctx.layout, ctx.mask, ctx.rate, ctx.keep = layout, mask, rate, keep
         return out
 
     @staticmethod
     def backward(ctx, *grads: Tensor):  # type: ignore[override]
-        _, _, heads, size = ctx.shape
-        d_out = grads[0]
-        d_qkv = d_out.new_empty(ctx.shape)
+        qkv, *drawn = ctx.saved_tensors
+        d_qkv = torch.empty_like(qkv)
+        d_qkv[ctx.layout.num_tokens :] = 0
         for i, group in enumerate(ctx.layout.groups):
-            q, k, v, p, dropped = ctx.saved_tensors[5 * i : 5 * i + 5]
-            d_slots = p.new_empty(group.count, group.length, 3, heads, size)
-            o = group.pad(d_out)  # (n, S, H, K)
-            if group.filled is not None:  # a padding slot repeats a token: it must not count
-                keep = group.hidden_keys.view(group.count, group.length, 1, 1) == 0
-                o = o * keep.to(o.dtype)
-            o = o.transpose(1, 2).reshape(-1, group.length, size)  # (n H, S, K)
-            seen = p if dropped is None else p * dropped
-            _write(d_slots, 2, torch.bmm(seen.transpose(1, 2), o).mul_(ctx.keep))
-            d_p = torch.bmm(o, v.transpose(1, 2))
-            if dropped is not None:
-                d_p.mul_(dropped)
-            d_scores = torch._softmax_backward_data(d_p, p, -1, d_p.dtype)
-            _write(d_slots, 0, torch.bmm(d_scores, k).mul_(size**-0.5))
+            slots = group.pad(qkv)
+            q, k, p = _probabilities(slots, group, ctx.mask)
+            d_o = _heads(_padding_cleared(group, group.pad(grads[0]))[:, :, None], 0)  # (n H, S, K)
+            d_p = torch.bmm(d_o, _heads(slots, 2).mul_(ctx.keep).transpose(1, 2))
+            seen = p
+            if ctx.rate:
+                kept = keep_mask(drawn[i], ctx.rate, p)
+                seen = p * kept
+                d_p.mul_(kept)
+            d_slots = torch.empty_like(slots)
+            _write(d_slots, 2, torch.bmm(seen.transpose(1, 2), d_o).mul_(ctx.keep))
+            d_scores = torch._softmax_backward_data(d_p, p, -1, d_p.dtype)  # type: ignore[attr-defined]
+            _write(d_slots, 0, torch.bmm(d_scores, k).mul_(q.shape[-1] ** -0.5))
             _write(d_slots, 1, torch.bmm(d_scores.transpose(1, 2), q))
             group.unpad_into(d_qkv, d_slots)
         return d_qkv, None, None, None
+
+
+def _padding_cleared(group: Group, slots: Tensor) -> Tensor:
+    """(n, S, H, K) gradients with zeros where a slot is padding, which repeats a token."""
+    if group.hidden_keys is None:
+        return slots
+    keep = group.hidden_keys.view(group.count, group.length, 1, 1) == 0
+    return slots * keep.to(slots.dtype)
 
 
 def _write(slots: Tensor, part: int, value: Tensor) -> None:
@@ -207,8 +238,8 @@ def _write(slots: Tensor, part: int, value: Tensor) -> None:
 
 def _scaled_dot_product(qkv: Tensor, layout: Layout, mask: Mask, rate: float) -> Tensor:
     """The same through `scaled_dot_product_attention`, for devices with fused kernels."""
-    tokens, _, heads, size = qkv.shape
-    out = qkv.new_empty(tokens, heads, size)
+    rows, _, heads, size = qkv.shape
+    out = qkv.new_zeros(rows, heads, size)
     for group in layout.groups:
         q, k, v = group.pad(qkv).permute(2, 0, 3, 1, 4).unbind(0)  # (n, H, S, K)
         bias = _bias(group, mask, qkv)
@@ -221,13 +252,13 @@ def attend(qkv: Tensor, layout: Layout, mask: Mask, *, dropout: float = 0.0) -> 
     """Scaled dot-product attention within each sequence (Vaswani et al. 2017, eq. 1).
 
     Args:
-        qkv: (N, 3, H, K) queries, keys and values.
+        qkv: (R, 3, H, K) queries, keys and values of N tokens, then spare rows.
         layout: where the sequences are.
         mask: which keys a query may see.
         dropout: rate on the attention probabilities.
 
     Returns:
-        (N, H, K).
+        (R, H, K), zero in the spare rows.
     """
     if qkv.device.type == "cpu":
         return _PackedProducts.apply(qkv, layout, mask, dropout)  # type: ignore[return-value]
@@ -250,10 +281,10 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, layout: Layout, rotary: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        tokens, size = x.shape
-        qkv = self.qkv(x).view(tokens, 3, self.num_heads, size // self.num_heads)
+        rows, size = x.shape
+        qkv = self.qkv(x).view(rows, 3, self.num_heads, size // self.num_heads)
         if rotary is not None:
             qkv = rotate(qkv, rotary)
         rate = self.dropout.rate if self.dropout.active else 0.0
-        attended = attend(qkv, layout, self.mask, dropout=rate)  # (N, H, K)
-        return self.out(attended.view(tokens, size))
+        attended = attend(qkv, layout, self.mask, dropout=rate)  # (R, H, K)
+        return self.out(attended.view(rows, size))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firth.device import activation_dtype
@@ -100,12 +101,15 @@ class BertEmbeddings(nn.Module):
         self.offset = config.position_offset
 
     def forward(self, batch: Batch, positions: Tensor) -> Tensor:
-        x = self.tokens(batch.input_ids)  # (N, D)
+        """(R, D): the batch's N tokens, then spare rows."""
+        spare = (0, len(positions) - batch.num_tokens)
+        x = self.tokens(F.pad(batch.input_ids, spare))  # (R, D)
         if self.positions is not None:
             x = x + self.positions(positions + self.offset)
         if self.segments is not None:
-            none = batch.segments is None
-            x = x + (self.segments.weight[0] if none else self.segments(batch.segments))
+            segments = batch.segments
+            none = segments is None
+            x = x + (self.segments.weight[0] if none else self.segments(F.pad(segments, spare)))
         x = self.norm(x)
         dtype = activation_dtype(x.device)
         return self.dropout(x if dtype is None else x.to(dtype))
@@ -169,7 +173,7 @@ class Bert(nn.Module):
                 `transformers`, the last entry of a pre-norm encoder has passed the final norm.
         """
         layout = Layout.of(batch.starts, batch.input_ids.device)
-        x = self.embeddings(batch, layout.positions)  # (N, D)
+        x = self.embeddings(batch, layout.positions)  # (R, D)
         rotary = self._rotary(layout.positions)
         states = [x]
         for i, layer in enumerate(self.layers):
@@ -177,7 +181,8 @@ class Bert(nn.Module):
             if hidden_states:
                 states.append(x)
         states[-1] = x = self.final_norm(x)
-        return Output(x, tuple(states) if hidden_states else ())
+        kept = tuple(state[: layout.num_tokens] for state in states) if hidden_states else ()
+        return Output(x[: layout.num_tokens], kept)
 
     def _rotary(self, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor] | None]:
         config = self.config

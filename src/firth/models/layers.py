@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from firth.device import round_rows
+
 Activation = Literal["gelu", "relu"]
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
 
-_CHUNK_ELEMENTS = 1 << 24
-"""Scores computed at a time by the head's loss (64 MB of float32)."""
+_CHUNK_ELEMENTS = 1 << 22
+"""Scores computed at a time by the head's loss: eight megabytes of bfloat16."""
 
 
 class LayerNorm(nn.Module):
@@ -35,21 +37,29 @@ class LayerNorm(nn.Module):
         return y.to(x.dtype)
 
 
-def keep_mask(shape: torch.Size, rate: float, like: Tensor) -> Tensor:
-    """A random mask of zeros (with probability `rate`) and ones, in the dtype of `like`.
+def random_bytes(shape: torch.Size) -> Tensor:
+    """Uniform uint8 on the CPU, from a generator seeded by torch's: `torch.manual_seed` fixes them.
 
-    On the CPU one random byte decides an element, so the rate is rounded to a multiple of 1/256
-    (`keep_scale` makes up for it exactly); drawing floats would cost more than the layer itself.
-    The bytes come from a generator seeded by torch's, so `torch.manual_seed` fixes them.
+    Dropout spends one byte an element: drawing floats would cost more than the layer itself.
     """
-    if like.device.type != "cpu":
-        return torch.rand(shape, device=like.device).ge_(rate).to(like.dtype)
     count = math.prod(shape)
-    seed = int(torch.randint(2**62, ()))
-    generator = np.random.SFC64(seed)
+    generator = np.random.SFC64(int(torch.randint(2**62, ())))
     words = generator.random_raw(-(-count // 8))
-    drawn = torch.from_numpy(words.view(np.uint8)[:count]).view(shape)
-    return torch.ge(drawn, _dropped_bytes(rate), out=torch.empty(shape, dtype=like.dtype))
+    return torch.from_numpy(words.view(np.uint8)[:count]).view(shape)
+
+
+def keep_mask(drawn: Tensor, rate: float, like: Tensor) -> Tensor:
+    """Zeros (with probability `rate`) and ones in the dtype of `like`, from random bytes.
+
+    The rate is thereby rounded to a multiple of 1/256; `keep_scale` makes up for it exactly.
+    """
+    return torch.ge(drawn, _dropped_bytes(rate), out=torch.empty(drawn.shape, dtype=like.dtype))
+
+
+def _mask_like(x: Tensor, rate: float) -> Tensor:
+    if x.device.type == "cpu":
+        return keep_mask(random_bytes(x.shape), rate, x)
+    return torch.rand_like(x, dtype=torch.float32).ge_(rate).to(x.dtype)
 
 
 def keep_scale(rate: float, device: torch.device) -> float:
@@ -66,7 +76,7 @@ class _DropoutAdd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, residual: Tensor, x: Tensor, rate: float) -> Tensor:  # type: ignore[override]
-        mask = keep_mask(x.shape, rate, x)
+        mask = _mask_like(x, rate)
         ctx.scale = keep_scale(rate, x.device)
         ctx.save_for_backward(mask)
         return torch.addcmul(residual, x, mask, value=ctx.scale)
@@ -80,7 +90,7 @@ class _DropoutAdd(torch.autograd.Function):
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, rate: float) -> Tensor:  # type: ignore[override]
-        mask = keep_mask(x.shape, rate, x)
+        mask = _mask_like(x, rate)
         ctx.scale = keep_scale(rate, x.device)
         ctx.save_for_backward(mask)
         return (x * mask).mul_(ctx.scale)
@@ -175,7 +185,9 @@ class LanguageModelHead(nn.Module):
 
     def loss(self, hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
         """Summed cross-entropy of (M) `targets`, in nats, without keeping the (M, V) scores."""
-        return linear_cross_entropy(self.transform(hidden), embedding, self.bias, targets)
+        rows = round_rows(len(hidden), hidden.device)
+        hidden = self.transform(F.pad(hidden, (0, 0, 0, rows - len(hidden))))
+        return linear_cross_entropy(hidden, embedding, self.bias, targets)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -198,14 +210,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
         for i in range(0, hidden.shape[0], rows):  # few and large: each adds a (V, D) matrix
-            h, target = hidden[i : i + rows], targets[i : i + rows, None]
-            scores = torch.addmm(bias.to(dtype), h, weight.t())  # (rows, V)
-            p = torch.softmax(scores, dim=-1)
-            total -= p.gather(1, target).float().clamp_min_(1e-37).log_().sum()
-            d_scores = p.scatter_add_(1, target, p.new_full((), -1).expand_as(target))
-            torch.mm(d_scores, weight, out=d_hidden[i : i + rows])
-            d_weight += d_scores.t() @ h
-            d_bias += d_scores.sum(0, dtype=d_bias.dtype)
+            h, target = hidden[i : i + rows], targets[i : i + rows]
+            row = torch.arange(len(target), device=target.device)
+            p = torch.softmax(torch.addmm(bias.to(dtype), h, weight.t()), dim=-1)  # (rows, V)
+            total -= p[row, target].float().clamp_min_(1e-37).log_().sum()
+            p[row, target] -= 1  # from here on, the gradient of the scores
+            p[len(target) :] = 0
+            torch.mm(p, weight, out=d_hidden[i : i + rows])
+            d_weight += p.t() @ h
+            d_bias += p.sum(0)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         return total
 
@@ -222,7 +235,7 @@ def linear_cross_entropy(
     """Summed cross-entropy of a linear layer's scores.
 
     Args:
-        hidden: (M, D).
+        hidden: (R, D), of which the first M rows count.
         embedding: (V, D).
         bias: (V).
         targets: (M) int64.
@@ -233,7 +246,7 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():
         total = hidden.new_zeros((), dtype=torch.float32)
         rows = max(1, _CHUNK_ELEMENTS // embedding.shape[0])
-        for h, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+        for h, target in zip(hidden[: len(targets)].split(rows), targets.split(rows), strict=True):
             scores = F.linear(h, embedding.to(h.dtype), bias.to(h.dtype)).float()
             total += F.cross_entropy(scores, target, reduction="sum")
         return total

@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
-from firth.errors import ResourceError
+from firth.errors import DataError, ResourceError
 from firth.text.word_cache import Encoded, WordCache
 
 CACHE_BYTES = 320 << 20
@@ -27,7 +27,7 @@ BATCH_CHARACTERS = 1 << 17
 
 def encode_stream(
     documents: Iterable[str], tokenizer_json: str, *, workers: int
-) -> Iterator[Encoded]:
+) -> Generator[Encoded]:
     """Encodes documents literally and without special tokens, batch after batch, in order.
 
     Args:
@@ -38,10 +38,9 @@ def encode_stream(
     Raises:
         ResourceError: if a process dies, as when memory runs out.
     """
-    batches = _batches(documents)
     if workers <= 1:
         cache = WordCache(tokenizer_json, CACHE_BYTES)
-        yield from map(cache.encode, batches)
+        yield from map(cache.encode, batches(documents))
         return
     free: SimpleQueue[_Process] = SimpleQueue()
     with contextlib.ExitStack() as stack:
@@ -60,7 +59,7 @@ def encode_stream(
 
         waiting: deque[Future[Encoded]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
-        for batch in batches:
+        for batch in batches(documents):
             waiting.append(threads.submit(encode, batch))
             if len(waiting) > 3 * workers:
                 yield waiting.popleft().result()
@@ -68,16 +67,33 @@ def encode_stream(
             yield waiting.popleft().result()
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def batches(documents: Iterable[str], characters: int = BATCH_CHARACTERS) -> Iterator[list[str]]:
+    """Runs of consecutive documents, each run as short as holds so many characters."""
     batch, size = [], 0
     for document in documents:
         batch.append(document)
         size += len(document) + 1
-        if size >= BATCH_CHARACTERS:
+        if size >= characters:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def utf8_size(document: str, index: int) -> int:
+    """The bytes that a document takes in UTF-8.
+
+    Raises:
+        DataError: if it holds half of a surrogate pair, which is no character.
+    """
+    try:
+        return len(document.encode())
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"document {index + 1}: character {error.start} is {document[error.start]!a}, half of "
+            "a surrogate pair, which UTF-8 cannot hold; repair the text where it comes from, or "
+            "drop it with text.encode('utf-8', 'ignore').decode()"
+        ) from error
 
 
 class _Process:

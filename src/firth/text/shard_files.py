@@ -1,23 +1,18 @@
 """Writing the files of token shards: whole or not at all.
 
-A file is written under a temporary name, flushed to the disk and renamed. What a killed run leaves
-behind is a folder of whole shards, and at most one set of temporary files.
+What a killed run leaves behind is a folder of whole shards, and at most one set of temporary files.
 """
 
-import errno
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
-from firth.errors import ResourceError
 from firth.text.word_cache import Encoded
+from firth.text.writing import disk_full_is_an_error, flush_to_disk, temporary_path
 
 PARTS = ("tokens", "words", "documents")
-TEMPORARY = ".part"
 
 
 def shard_path(directory: Path, index: int, part: str) -> Path:
@@ -25,27 +20,29 @@ def shard_path(directory: Path, index: int, part: str) -> Path:
     return directory / f"shard-{index:05d}.{part}"
 
 
-def shard_sizes(shard: dict[str, int], dtype: str) -> dict[str, int]:
-    """The bytes that each part of a shard takes, by its entry in the manifest."""
-    return {
-        "tokens": shard["tokens"] * np.dtype(dtype).itemsize,
-        "words": -(-shard["tokens"] // 8),
-        "documents": shard["documents"] * 8,
-    }
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What the manifest says of a shard."""
 
+    tokens: int
+    documents: int
+    documents_read: int
+    """Documents of the corpus up to the end of this shard, those without tokens included."""
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a small file, whole or not at all.
-
-    Raises:
-        ResourceError: if the disk is full.
-    """
-    temporary = path.with_name(path.name + TEMPORARY)
-    with _disk_full_is_resource_error(path, len(content)):
-        with temporary.open("wb") as file:
-            file.write(content)
-            _flush(file)
-        temporary.replace(path)
+    def damage(self, directory: Path, index: int, dtype: str) -> str | None:
+        """What is wrong with the files of this shard, if something is."""
+        sizes = (
+            self.tokens * np.dtype(dtype).itemsize,
+            -(-self.tokens // 8),
+            self.documents * 8,
+        )
+        for part, size in zip(PARTS, sizes, strict=True):
+            path = shard_path(directory, index, part)
+            if not path.exists():
+                return f"{path}: no such file"
+            if path.stat().st_size != size:
+                return f"{path}: {path.stat().st_size:,} bytes, expected {size:,} by the manifest"
+        return None
 
 
 class ShardWriter:
@@ -58,11 +55,9 @@ class ShardWriter:
         shards: manifest entries of the shards that are there already and are kept.
     """
 
-    def __init__(
-        self, directory: Path, dtype: str, shard_tokens: int, shards: list[dict[str, int]]
-    ) -> None:
+    def __init__(self, directory: Path, dtype: str, shard_tokens: int, shards: list[Shard]) -> None:
         self.shards = list(shards)
-        self.documents_read = shards[-1]["documents_read"] if shards else 0
+        self.documents_read = shards[-1].documents_read if shards else 0
         self._directory = directory
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._shard_tokens = shard_tokens
@@ -80,7 +75,7 @@ class ShardWriter:
     @property
     def num_tokens(self) -> int:
         """Tokens in all shards so far."""
-        return sum(s["tokens"] for s in self.shards) + (self._files.tokens if self._files else 0)
+        return sum(s.tokens for s in self.shards) + (self._files.tokens if self._files else 0)
 
     def add(self, encoded: Encoded) -> bool:
         """Appends documents; tells whether that finished a shard.
@@ -108,27 +103,27 @@ class ShardWriter:
         """Puts the shard that is being written in its place."""
         if self._files is None:
             return
-        with self._checked():
+        with self._disk():
             self._files.finish()
         self.shards.append(
-            {
-                "tokens": self._files.tokens,
-                "documents": self._files.documents,
-                "documents_read": self.documents_read,
-            }
+            Shard(
+                tokens=self._files.tokens,
+                documents=self._files.documents,
+                documents_read=self.documents_read,
+            )
         )
         self._files = None
 
     def _append(self, ids: np.ndarray, opens_word: np.ndarray, ends: np.ndarray) -> None:
-        with self._checked():
+        with self._disk():
             if self._files is None:
                 self._files = _Files(self._directory, len(self.shards))
             self._files.append(ids.astype(self._dtype), opens_word, ends)
 
-    def _checked(self) -> Any:
+    def _disk(self) -> contextlib.AbstractContextManager[None]:
         needed = self._shard_tokens * self._dtype.itemsize * 17 // 16
         path = shard_path(self._directory, len(self.shards), "tokens")
-        return _disk_full_is_resource_error(path, needed)
+        return disk_full_is_an_error(path, needed)
 
     def _remove_others(self) -> None:
         kept = {shard_path(self._directory, i, p) for i in range(len(self.shards)) for p in PARTS}
@@ -145,7 +140,7 @@ class _Files:
         self.tokens = 0
         self.documents = 0
         self._paths = [shard_path(directory, index, part) for part in PARTS]
-        self._files = [path.with_name(path.name + TEMPORARY).open("wb") for path in self._paths]
+        self._files = [temporary_path(path).open("wb") for path in self._paths]
         self._bits = np.zeros(0, bool)
 
     def append(self, ids: np.ndarray, opens_word: np.ndarray, ends: np.ndarray) -> None:
@@ -164,30 +159,12 @@ class _Files:
     def finish(self) -> None:
         self._files[PARTS.index("words")].write(np.packbits(self._bits).tobytes())
         for file in self._files:
-            _flush(file)
+            flush_to_disk(file)
         self.close()
         for file, path in zip(self._files, self._paths, strict=True):
             Path(file.name).replace(path)
 
     def close(self) -> None:
         for file in self._files:
-            file.close()
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-@contextmanager
-def _disk_full_is_resource_error(path: Path, needed: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ResourceError(
-            f"{path}: the disk is full ({error.strerror}); this file needs up to "
-            f"{needed / 1e6:,.1f} MB; free space or choose another folder, then run again: "
-            "finished shards are kept"
-        ) from error
+            with contextlib.suppress(OSError):  # closing writes what a full disk refused before
+                file.close()

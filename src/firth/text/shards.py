@@ -13,8 +13,9 @@ once it is whole on disk, the manifest last.
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +23,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from firth.errors import DataError
-from firth.text.encoding import encode_stream
-from firth.text.shard_files import ShardWriter, shard_path, write_file
+from firth.text.encoding import encode_stream, utf8_size
+from firth.text.shard_files import Shard, ShardWriter, shard_path
 from firth.text.tokenizers import Tokenizer
+from firth.text.writing import write_file
 
 FORMAT = 1
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
@@ -38,7 +40,7 @@ Progress = Callable[[int, int], None]
 class Corpus(Protocol):
     """Documents in a fixed order, streamed anew by each iteration, with a hash of it all."""
 
-    def __iter__(self) -> Any: ...
+    def __iter__(self) -> Iterator[str]: ...
 
     def fingerprint(self) -> str: ...
 
@@ -56,15 +58,16 @@ class Shards:
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.num_tokens: int = manifest["num_tokens"]
         self.num_documents: int = manifest["num_documents"]
-        counts = [shard["tokens"] for shard in manifest["shards"]]
-        self._starts = np.cumsum([0, *counts])
-        self._dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-        self._tokens = [self._map(i, "tokens", self._dtype, n) for i, n in enumerate(counts)]
-        self._words = [self._map(i, "words", np.uint8, -(-n // 8)) for i, n in enumerate(counts)]
-        self._ends = [
-            self._map(i, "documents", np.dtype("<u8"), shard["documents"])
-            for i, shard in enumerate(manifest["shards"])
-        ]
+        shards = _entries(manifest)
+        self._starts = np.cumsum([0, *(shard.tokens for shard in shards)])
+        for index, shard in enumerate(shards):
+            if damage := shard.damage(directory, index, manifest["dtype"]):
+                raise DataError(f"{damage}; copy the folder again, or delete and rewrite it")
+        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        indexes = range(len(shards))
+        self._tokens = [_map(shard_path(directory, i, "tokens"), dtype) for i in indexes]
+        self._words = [_map(shard_path(directory, i, "words"), "u1") for i in indexes]
+        self._ends = [_map(shard_path(directory, i, "documents"), "<u8") for i in indexes]
 
     @classmethod
     def open(cls, directory: str | Path) -> "Shards":
@@ -122,10 +125,10 @@ class Shards:
         num_stretches = 256 if self.num_tokens > SAMPLE_TOKENS else 1
         length = min(self.num_tokens, SAMPLE_TOKENS) // num_stretches
         begins = np.linspace(0, self.num_tokens - length, num_stretches).astype(int)
-        return sum(
-            np.bincount(self.tokens(begin, begin + length), minlength=self.vocabulary_size)
-            for begin in begins.tolist()
-        )
+        counts = np.zeros(self.vocabulary_size, np.int64)
+        for begin in begins.tolist():
+            counts += np.bincount(self.tokens(begin, begin + length), minlength=len(counts))
+        return counts
 
     def unigram_entropy(self) -> float:
         r"""Entropy of the frequencies of `token_counts`, in nats a token.
@@ -135,18 +138,6 @@ class Shards:
         counts = self.token_counts
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log(shares)).sum())
-
-    def _map(self, index: int, part: str, dtype: Any, count: int) -> np.ndarray:
-        path = shard_path(self.directory, index, part)
-        expected = count * np.dtype(dtype).itemsize
-        found = path.stat().st_size if path.exists() else None
-        if found != expected:
-            state = "is missing" if found is None else f"holds {found:,} bytes"
-            raise DataError(
-                f"{path} {state}, expected {expected:,} bytes by {MANIFEST}; copy the folder "
-                "again, or delete it and write it again"
-            )
-        return np.memmap(path, dtype, mode="r")
 
     def _parts(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """The shards that a range touches, each with the range inside it."""
@@ -192,37 +183,35 @@ def write_shards(
         ResourceError: if the disk is full, or an encoding process dies.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     identity = {
         "format": FORMAT,
         "corpus": corpus.fingerprint(),
         "tokenizer": tokenizer.content_hash,
         "vocabulary_size": tokenizer.vocabulary.size,
+        "dtype": "uint16" if tokenizer.vocabulary.size <= 1 << 16 else "uint32",
     }
-    finished = _read_manifest(directory / MANIFEST)
-    unfinished = _read_manifest(directory / UNFINISHED)
-    _check_identity(directory, finished or unfinished, identity)
-    if finished:
-        return Shards(directory, finished)
-    resumable = unfinished is not None and unfinished["shard_tokens"] == shard_tokens
-    shards = unfinished["shards"] if unfinished and resumable else []
-    writer = ShardWriter(directory, tokenizer.vocabulary.size, shard_tokens, shards)
+    for name in (MANIFEST, UNFINISHED):
+        _check_identity(directory / name, identity)
+    if (directory / MANIFEST).exists():
+        return Shards.open(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    identity["shard_tokens"] = shard_tokens
+    writer = ShardWriter(directory, identity["dtype"], shard_tokens, _kept(directory, identity))
 
     def save(name: str) -> None:
+        shards = writer.shards
         record = {
             **identity,
-            "dtype": writer.dtype.name,
-            "shard_tokens": shard_tokens,
-            "num_tokens": sum(shard["tokens"] for shard in writer.shards),
-            "num_documents": sum(shard["documents"] for shard in writer.shards),
-            "shards": writer.shards,
+            "num_tokens": sum(shard.tokens for shard in shards),
+            "num_documents": sum(shard.documents for shard in shards),
+            "shards": [asdict(shard) for shard in shards],
         }
         write_file(directory / name, json.dumps(record, indent=1).encode())
 
-    documents = _encodable(itertools.islice(corpus, writer.documents_read, None), directory)
-    with writer, closing(encode_stream(documents, tokenizer.to_json(), workers=workers)) as batches:
-        for batch in batches:
-            if writer.add(batch):
+    documents = _checked(corpus, start=writer.documents_read)
+    with writer, closing(encode_stream(documents, tokenizer.to_json(), workers=workers)) as stream:
+        for encoded in stream:
+            if writer.add(encoded):
                 save(UNFINISHED)
             if progress:
                 progress(writer.documents_read, writer.num_tokens)
@@ -232,3 +221,50 @@ def write_shards(
     save(MANIFEST)
     (directory / UNFINISHED).unlink(missing_ok=True)
     return Shards.open(directory)
+
+
+def _check_identity(path: Path, identity: dict[str, Any]) -> None:
+    manifest = _read_manifest(path) or identity
+    for key, wanted in identity.items():
+        if manifest[key] != wanted:
+            raise DataError(
+                f"{path}: written for the {key} {manifest[key]}, expected {wanted}; choose another "
+                "folder, or delete this one to write it anew"
+            )
+
+
+def _kept(directory: Path, settings: dict[str, Any]) -> list[Shard]:
+    """The shards that an interrupted run has finished and left whole."""
+    manifest = _read_manifest(directory / UNFINISHED)
+    if manifest is None or manifest["shard_tokens"] != settings["shard_tokens"]:
+        return []
+    shards = _entries(manifest)
+    damages = (shard.damage(directory, i, settings["dtype"]) for i, shard in enumerate(shards))
+    return shards[: sum(1 for _ in itertools.takewhile(lambda damage: damage is None, damages))]
+
+
+def _entries(manifest: dict[str, Any]) -> list[Shard]:
+    return [Shard(**entry) for entry in manifest["shards"]]
+
+
+def _checked(corpus: Corpus, *, start: int) -> Iterator[str]:
+    for index, document in enumerate(itertools.islice(corpus, start, None), start):
+        utf8_size(document, index)
+        yield document
+
+
+def _map(path: Path, dtype: Any) -> np.ndarray:
+    return np.memmap(path, dtype, mode="r")
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error}); delete and rewrite it") from error
+    if manifest and manifest.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: format {manifest.get('format')!r}, expected {FORMAT}; it comes from another "
+            "version or program; delete the folder to write it anew, or choose another"
+        )
+    return manifest

@@ -1,0 +1,357 @@
+"""A tokenizer: text to token ids and back, with the place of every token in the text.
+
+tokenizer = Tokenizer.train(corpus, "wordpiece", 8192)
+tokenizer.encode("The tide turned.").tokens
+tokenizer.save("run/")  # loads in transformers.AutoTokenizer
+
+The work is done by the `tokenizers` library. For encoding a whole corpus, see `firth.text.shards`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+
+from firth.errors import CheckpointError, ConfigError, DataError
+from firth.protocols import Encoding, Text, Vocabulary
+from firth.text.tokenizer_training import train_backend
+from firth.text.word_cache import WordCache
+from firth.text.writing import write_file
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+INPUT_NAMES = ["input_ids", "token_type_ids", "attention_mask"]
+
+ROLES = {
+    "pad": ("pad_token",),
+    "unknown": ("unk_token",),
+    "first": ("cls_token", "bos_token"),
+    "last": ("sep_token", "eos_token"),
+    "mask": ("mask_token",),
+}
+"""The keys of a tokenizer_config.json that may name each special token of a `Vocabulary`."""
+WELL_KNOWN = {
+    "pad": ("[PAD]", "<pad>"),
+    "unknown": ("[UNK]", "<unk>"),
+    "first": ("[CLS]", "<s>", "<cls>"),
+    "last": ("[SEP]", "</s>", "<sep>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+"""Names looked for where no file says."""
+
+T = TypeVar("T")
+
+
+class Tokenizer:
+    """Turns text into token ids. Make one with `Tokenizer.train` or `Tokenizer.load`.
+
+    Args:
+        tokenizer_json: the content of a tokenizer.json; padding and truncation, which files saved
+            after padded use have on, are switched off.
+        config: what a tokenizer_config.json holds; it names the special tokens, unless they have
+            well-known names.
+        where: the place to name in an error.
+
+    Raises:
+        CheckpointError: if the content is no tokenizer, or a special token that models need cannot
+            be found.
+    """
+
+    def __init__(
+        self, tokenizer_json: str, config: dict[str, Any] | None = None, *, where: object = ""
+    ) -> None:
+        # The library reads numbers with a rounding error, so what it would write is not the same.
+        self._json = _canonical(tokenizer_json, where)
+        self._config = config or {}
+        try:
+            self._backend = Backend.from_str(self._json)
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
+        self._vocabulary = _vocabulary(self._backend, self._config, where)
+
+    @classmethod
+    def train(
+        cls,
+        documents: Iterable[str],
+        kind: str = "wordpiece",
+        vocab_size: int = 8192,
+        *,
+        lowercase: bool = False,
+        strip_accents: bool = False,
+        max_bytes: int = 1_000_000_000,
+        min_frequency: int = 2,
+    ) -> "Tokenizer":
+        """Learns a vocabulary from documents.
+
+        Args:
+            documents: the texts, read once.
+            kind: ``"wordpiece"``, as BERT: words are cut at punctuation, an unknown character makes
+                its word unknown. ``"bpe"``, byte-level as GPT-2 and RoBERTa: nothing is unknown and
+                white space is kept. ``"unigram"``, as SentencePiece: words keep their punctuation.
+                ``"word"``: the most frequent words and marks, as they are.
+            vocab_size: most entries, special tokens included; little text gives fewer.
+            lowercase: fold case.
+            strip_accents: drop all combining marks. Beware: in many scripts they are vowels.
+            max_bytes: most text to learn from; of more, documents spread evenly over all are taken.
+            min_frequency: how often something must be seen to get an entry.
+
+        Raises:
+            ConfigError: if `kind` is unknown or `vocab_size` too small for it.
+            DataError: if there is no text.
+        """
+        backend, special = train_backend(
+            documents,
+            kind,
+            vocab_size,
+            lowercase=lowercase,
+            strip_accents=strip_accents,
+            max_bytes=max_bytes,
+            min_frequency=min_frequency,
+        )
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        config |= {f"{role}_token": token for role, token in special.items()}
+        if special["cls"] == "<s>":
+            config |= {"bos_token": special["cls"], "eos_token": special["sep"]}
+        else:
+            config |= {"model_input_names": INPUT_NAMES}
+        config |= {"clean_up_tokenization_spaces": False}
+        return cls(backend.to_str(), config)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Reads a tokenizer from a run directory, a `transformers` directory or a tokenizer.json.
+
+        Raises:
+            CheckpointError: if there is no tokenizer.json, it cannot be read, or a special token
+                that models need is neither named in the files beside it nor known by its name.
+        """
+        path = Path(path)
+        file = path / TOKENIZER_FILE if path.is_dir() else path
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file}: no such file; give a directory with a {TOKENIZER_FILE}. An older "
+                "directory gets one by transformers.AutoTokenizer.from_pretrained(directory)"
+                ".save_pretrained(directory)"
+            )
+        tokens = _read_json(file.with_name(SPECIAL_TOKENS_FILE))
+        config = {**tokens, **_read_json(file.with_name(CONFIG_FILE))}
+        return cls(file.read_text(encoding="utf-8"), config, where=file)
+
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        model_max_length: int | None = None,
+        segments: bool | None = None,
+    ) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, as `transformers.AutoTokenizer` reads.
+
+        Args:
+            directory: the folder, made if need be.
+            model_max_length: longest sequence of the model, special tokens included.
+            segments: whether `transformers` shall give the model ``token_type_ids``, which BERT
+                takes and ModernBERT refuses; by default as before, or as the template has them.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        config = dict(self._config)
+        if model_max_length is not None:
+            config["model_max_length"] = model_max_length
+        if segments is not None:
+            config["model_input_names"] = [
+                name for name in INPUT_NAMES if segments or name != "token_type_ids"
+            ]
+        for name, content in ((TOKENIZER_FILE, json.loads(self._json)), (CONFIG_FILE, config)):
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            write_file(directory / name, text.encode())
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Size, and the special tokens by role."""
+        return self._vocabulary
+
+    @cached_property
+    def content_hash(self) -> str:
+        """A hash of the tokenizer.json: equal tokenizers have equal hashes."""
+        return hashlib.blake2b(self._json.encode(), digest_size=16).hexdigest()
+
+    def to_json(self) -> str:
+        """The tokenizer.json as a string."""
+        return self._json
+
+    def encode(self, text: Text, *, special_tokens: bool = True) -> Encoding:
+        """Encodes one text; see `encode_batch`."""
+        return self.encode_batch([text], special_tokens=special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[Text], *, special_tokens: bool = True) -> list[Encoding]:
+        """Encodes texts, with the place of every token.
+
+        "[MASK]" in a text is the mask, and so for all special tokens. Where a text is a list of
+        words, they are joined by spaces; each token belongs to the word in which it begins, its
+        leading space aside. A word of which the tokenizer keeps nothing, such as an empty one, has
+        no token.
+
+        Args:
+            texts: strings or lists of words.
+            special_tokens: add the tokens that open and close a sequence.
+
+        Raises:
+            DataError: if a text cannot be written in UTF-8.
+        """
+        joined = [_join(text) for text in texts]
+        encodings = _run(self._backend.encode_batch, joined, special_tokens)
+        return [
+            self._encoding(text, line, encoding)
+            for text, line, encoding in zip(texts, joined, encodings, strict=True)
+        ]
+
+    def encode_ids(self, texts: Sequence[Text], *, special_tokens: bool = True) -> list[np.ndarray]:
+        """The ids alone, int64, several times faster than `encode_batch`."""
+        joined = [_join(text) for text in texts]
+        encodings = _run(self._backend.encode_batch_fast, joined, special_tokens)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    def encode_pair(self, first: Text, second: Text) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes a pair as one sequence; see `encode_pairs_ids`."""
+        return self.encode_pairs_ids([(first, second)])[0]
+
+    def encode_pairs_ids(
+        self, pairs: Sequence[tuple[Text, Text]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Encodes pairs as sequences: ``[CLS] A [SEP] B [SEP]``, or as the tokenizer's template is.
+
+        Returns:
+            for each pair the ids and the segments, int64: 0 for the first text, 1 for the second
+            (0 for both where the template has no segments, as RoBERTa's).
+        """
+        joined = [(_join(first), _join(second)) for first, second in pairs]
+        encodings = _run(self._backend.encode_batch_fast, joined, True)
+        return [(np.array(e.ids, np.int64), np.array(e.type_ids, np.int64)) for e in encodings]
+
+    def encode_documents(self, documents: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Encodes text for pre-training: literally, and without special tokens.
+
+        "[MASK]" in a document is seven characters like any others.
+
+        Returns:
+            for each document the ids (int64), and whether each opens a word (bool).
+        """
+        encoded = self._word_cache.encode(documents)
+        ends = np.cumsum(encoded.lengths)[:-1]
+        ids = np.split(encoded.ids.astype(np.int64), ends)
+        return list(zip(ids, np.split(encoded.opens_word, ends), strict=True))[: len(documents)]
+
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """The text of some ids; special tokens, but for the unknown one, only if asked for."""
+        hidden = {*self.vocabulary.special} - {self.vocabulary.unknown}
+        shown = [i for i in map(int, ids) if special_tokens or i not in hidden]
+        return self._backend.decode(shown, skip_special_tokens=False)
+
+    def normalize(self, text: str) -> str:
+        """The text as the vocabulary sees it: case, accents and forms of letters folded."""
+        normalizer = self._backend.normalizer
+        return normalizer.normalize_str(text) if normalizer else text
+
+    def token(self, index: int) -> str:
+        """The token of an id.
+
+        Raises:
+            ConfigError: if no token has this id.
+        """
+        token = self._backend.id_to_token(int(index))
+        if token is None:
+            raise ConfigError(f"no token has the id {index}; ids go to {self.vocabulary.size - 1}")
+        return token
+
+    def _encoding(self, text: Text, line: str, encoding: Any) -> Encoding:
+        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        if isinstance(text, str):
+            library_words = [-1 if word is None else word for word in encoding.word_ids]
+            words = np.array(library_words, np.int64)
+        else:
+            words = _words_at(offsets, line, text)
+            words[np.array(encoding.special_tokens_mask, bool)] = -1
+        ids = encoding.ids
+        return Encoding(
+            text=line,
+            ids=np.array(ids, np.int64),
+            tokens=list(map(self.token, ids)),
+            offsets=offsets,
+            words=words,
+        )
+
+    @cached_property
+    def _word_cache(self) -> WordCache:
+        return WordCache(self._json)
+
+
+def _canonical(tokenizer_json: str, where: object) -> str:
+    try:
+        description = json.loads(tokenizer_json)
+        plain = {**description, "padding": None, "truncation": None}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+
+
+def _join(text: Text) -> str:
+    return text if isinstance(text, str) else " ".join(text)
+
+
+def _run(encode: Callable[..., list[T]], texts: Sequence[Any], special_tokens: bool) -> list[T]:
+    try:
+        return encode(texts, add_special_tokens=special_tokens)
+    except TypeError as error:
+        raise DataError(
+            f"a text cannot be encoded ({error}); expected strings without halves of surrogate "
+            "pairs (U+D800 to U+DFFF), which are no characters"
+        ) from error
+
+
+def _words_at(offsets: np.ndarray, line: str, words: Sequence[str]) -> np.ndarray:
+    """For each token, the index of the word that holds its first character but for white space."""
+    lengths = np.fromiter(map(len, words), np.int64, len(words))
+    word_starts = np.cumsum(lengths + 1) - lengths - 1
+    visible = []
+    for start, end in offsets.tolist():
+        while start < end and line[start].isspace():
+            start += 1
+        visible.append(start)
+    return np.searchsorted(word_starts, np.array(visible, np.int64), side="right") - 1
+
+
+def _vocabulary(backend: Backend, config: dict[str, Any], where: object) -> Vocabulary:
+    ids: dict[str, int] = {}
+    for role, keys in ROLES.items():
+        names = [*(_content(config.get(key)) for key in keys), *WELL_KNOWN[role]]
+        found = [backend.token_to_id(name) for name in names if name]
+        known = [index for index in found if index is not None]
+        ids.update({role: known[0]} if known else {})
+    if missing := [role for role in ROLES if role not in ids]:
+        names = "; ".join(f"{role}: {' or '.join(WELL_KNOWN[role])}" for role in missing)
+        key, name = ROLES[missing[0]][0], WELL_KNOWN[missing[0]][0]
+        raise CheckpointError(
+            f"{where}: no special token found for {', '.join(missing)} (usual names: {names}); "
+            f'name it in {CONFIG_FILE}, for instance "{key}": "{name}", or add it to the tokenizer'
+        )
+    added = backend.get_added_tokens_decoder()
+    special = {index for index, token in added.items() if token.special} | set(ids.values())
+    size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+    return Vocabulary(size=size, special=tuple(sorted(special)), **ids)
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON file: {error}") from error

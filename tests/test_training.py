@@ -1,0 +1,198 @@
+"""Schedules, optimizers, accumulation, divergence, learning."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from firth.errors import ConfigError, DivergedError
+from firth.objectives import MaskedLM
+from firth.text.batches import ObjectiveBatches, PackedSequences
+from firth.training import AdamW, Muon, Run, Schedule, State, Step, Training, mean_loss, steps, train
+from firth.training.optimizers import WeightAverage
+from firth.training.run import Watch
+from firth.training.tracking import read_metrics
+from tests.sources import VOCABULARY, ListSource, markov_documents, tiny_bert, tiny_modern_bert
+
+
+def batches(total: int = 20, batch_tokens: int = 512, count: int = 300) -> ObjectiveBatches:
+    packed = PackedSequences(
+        ListSource(markov_documents(0, count)),
+        VOCABULARY,
+        max_length=32,
+        batch_tokens=batch_tokens,
+        seed=0,
+    )
+    return ObjectiveBatches(packed, MaskedLM(), total_steps=total)
+
+
+def exact(**changes) -> Training:
+    return Training(**{"precision": "float32", "batch_tokens": 512, "workers": 0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Schedule(shape="linear", warmup=0.1), {0: 0.1, 9: 1.0, 54: 0.5, 99: 0.0}),
+        (Schedule(shape="linear", warmup=10, floor=0.2), {9: 1.0, 54: 0.6, 99: 0.2}),
+        (Schedule(shape="cosine", warmup=0.1), {54: 0.5, 99: 0.0, 31: 0.860}),
+        (Schedule(shape="inverse_sqrt", warmup=0.04), {3: 1.0, 15: 0.5, 99: 0.2}),
+        (Schedule(shape="trapezoid", warmup=0.1, decay=0.4), {9: 1.0, 59: 1.0, 79: 0.5, 99: 0.0}),
+        (Schedule(shape="constant", warmup=0), {0: 1.0, 99: 1.0}),
+    ],
+)
+def test_schedules_take_their_values(schedule, expected):
+    for step, value in expected.items():
+        assert schedule(step, 100) == pytest.approx(value, abs=2e-3)
+    factors = [schedule(step, 100) for step in range(100)]
+    assert max(np.abs(np.diff(factors))) < 0.3  # no jump
+
+
+def test_what_decays_and_what_muon_takes():
+    model = tiny_bert()
+    names = {id(p): name for name, p in model.named_parameters()}
+    (adamw,) = AdamW(weight_decay=0.1).build(model.named_parameters())
+    decayed = {names[id(p)] for p in adamw.param_groups[0]["params"]}
+    assert adamw.param_groups[1]["weight_decay"] == 0
+    assert "embeddings.tokens.weight" in decayed
+    assert not any("norm" in name or "bias" in name for name in decayed)
+    muon, rest = Muon().build(model.named_parameters())
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    left = {names[id(p)] for group in rest.param_groups for p in group["params"]}
+    assert taken | left == set(names.values())
+    assert not taken & left
+    assert "layers.0.attention.qkv.weight" in taken
+    assert "embeddings.tokens.weight" in left
+
+
+def test_adamw_corrects_its_bias():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    (optimizer,) = AdamW(lr=0.1, weight_decay=0.0).build(model.named_parameters())
+    model.weight.grad = torch.full_like(model.weight, 1e-3)
+    optimizer.step()
+    assert model.weight.item() == pytest.approx(-0.1, rel=1e-2)  # uncorrected: -0.07
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_modern_bert])
+def test_one_step_gives_every_parameter_a_gradient(make):
+    torch.manual_seed(0)
+    model = make()
+    batch = batches()(0)
+    batch = type(batch)(**{**vars(batch), "segments": torch.arange(batch.num_tokens) % 2}) if (
+        model.embeddings.segments is not None
+    ) else batch
+    MaskedLM().loss(model, batch).total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_accumulation_equals_the_whole_batch(k):
+    results = []
+    for accumulation in (1, k):
+        torch.manual_seed(0)
+        state = State.begin(tiny_bert(), exact(optimizer=AdamW(lr=1e-3)))
+        settings = exact(accumulation=accumulation, optimizer=AdamW(lr=1e-3))
+        seen = list(steps(state, MaskedLM(), batches(), settings, total_steps=8))
+        results.append(([s.loss for s in seen], state.model.state_dict()))
+    np.testing.assert_allclose(results[0][0], results[1][0], atol=2e-6)
+    for name, value in results[0][1].items():
+        torch.testing.assert_close(value, results[1][1][name], atol=2e-5, rtol=0)
+
+
+def test_workers_do_not_change_a_step():
+    losses = []
+    for workers in (0, 1, 3):
+        torch.manual_seed(0)
+        settings = exact(workers=workers)
+        state = State.begin(tiny_bert(dropout=0.1), settings)
+        losses.append([s.loss for s in steps(state, MaskedLM(), batches(), settings, total_steps=12)])
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_average_follows_its_formula():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 1.0)
+    average = WeightAverage(model, 0.9)
+    torch.nn.init.constant_(model.weight, 2.0)
+    average.update(model, 0)  # decay min(0.9, 1/10)
+    assert average.weights["weight"].item() == pytest.approx(0.1 * 1 + 0.9 * 2)
+    average.update(model, 1000)
+    assert average.weights["weight"].item() == pytest.approx(0.9 * 1.9 + 0.1 * 2)
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_modern_bert])
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon(lr=0.05, rest=AdamW(lr=1e-2))])
+def test_it_learns_what_follows_what(make, optimizer):
+    torch.manual_seed(0)
+    source = batches(total=300)
+    state = State.begin(make(), exact(optimizer=optimizer))
+    for _ in steps(state, MaskedLM(), source, exact(optimizer=optimizer), total_steps=300):
+        pass
+    loss = mean_loss(state.model, MaskedLM(), source, 4, exact())
+    assert loss < 0.7 * math.log(55)  # the unigram entropy of this text
+
+
+def test_the_run_is_logged_and_validated(tmp_path):
+    torch.manual_seed(0)
+    settings = exact(log_every=5, evaluate_every=10, save_every=10, average=0.5)
+    exported = []
+    loss = train(
+        State.begin(tiny_bert(), settings),
+        MaskedLM(),
+        batches(),
+        settings,
+        Run(
+            path=tmp_path,
+            total_steps=20,
+            valid=batches(),
+            num_valid_batches=2,
+            export=exported.append,
+        ),
+    )
+    rows = read_metrics(tmp_path)
+    assert [r["step"] for r in rows if "loss" in r] == [5, 10, 15, 20]
+    validated = [r for r in rows if "valid_loss" in r]
+    assert [r["step"] for r in validated] == [10, 20]
+    assert validated[-1]["valid_loss"] == loss
+    assert len(exported) == 1
+    last, best = ((tmp_path / "checkpoints" / n).read_text() for n in ("last", "best"))
+    assert last == best == "step-00000020"
+
+
+def a_step(step: int, loss: float, gradient_norm: float = 1.0) -> Step:
+    return Step(
+        step=step,
+        loss=loss,
+        num_predictions=1,
+        num_tokens=1,
+        seconds=1.0,
+        learning_rate=1e-3,
+        gradient_norm=gradient_norm,
+    )
+
+
+def test_divergence_is_noticed(caplog):
+    watch = Watch(unigram_entropy=4.0)
+    for step in range(300):
+        watch.see(a_step(step, 5.0), 400)
+    assert "above the unigram entropy" in caplog.text
+    assert caplog.text.count("above the unigram entropy") == 1
+    with pytest.raises(DivergedError, match="risen to"):
+        for step in range(300, 400):
+            watch.see(a_step(step, 20.0), 400)
+    for bad in (a_step(1, math.nan), a_step(1, 1.0, math.inf)):
+        with pytest.raises(DivergedError, match="expected finite"):
+            Watch(unigram_entropy=None).see(bad, 10)
+
+
+def test_budgets():
+    assert Training(tokens=81920).fixed_steps(7) == 10
+    assert Training(epochs=1.5).fixed_steps(10) == 15
+    assert Training(steps=3).fixed_steps(10) == 3
+    assert Training(minutes=3).fixed_steps(10) is None
+    with pytest.raises(ConfigError, match="one budget"):
+        Training(steps=3, minutes=2)
