@@ -1,4 +1,4 @@
-"""Sentence vectors for texts of mixed lengths: firth against sentence-transformers and ONNX Runtime.
+"""Vectors for texts of mixed lengths: firth against sentence-transformers and ONNX Runtime.
 
     python benchmarks/bench_embedding.py
 
@@ -137,12 +137,12 @@ def firth(pace: Pace, model: str, texts: str, out: str, precision: str) -> None:
 def sentence_transformers(pace: Pace, model: str, texts: str, out: str, bf16: bool) -> None:
     """`SentenceTransformer(...).encode(texts)` with its default batches of 32, by length."""
     import torch
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
 
-    dtype = {"dtype": torch.bfloat16} if bf16 else {}
-    body = models.Transformer(model, max_seq_length=LONGEST, model_kwargs=dtype)
-    pool = models.Pooling(body.get_embedding_dimension(), pooling_mode="mean")
-    encoder = SentenceTransformer(modules=[body, pool], device="cpu")
+    settings = {"dtype": torch.bfloat16} if bf16 else {}
+    # A plain transformers directory gets a mean over the tokens.
+    encoder = SentenceTransformer(model, device="cpu", model_kwargs=settings)
+    encoder.max_seq_length = LONGEST
 
     def embed(some: list[str]) -> Any:
         found = encoder.encode(some, show_progress_bar=False, convert_to_tensor=True)
@@ -174,7 +174,7 @@ def onnx_runtime(pace: Pace, model: str, texts: str, out: str, graph: str, threa
                 return_tensors="np",
             )
             feed = {k: batch[k].astype(np.int64) for k in ("input_ids", "attention_mask")}
-            for j, vector in zip(chosen, session.run(None, feed)[0], strict=True):
+            for j, vector in zip(chosen, np.asarray(session.run(None, feed)[0]), strict=True):
                 vectors[j] = vector
         return np.stack(vectors)
 

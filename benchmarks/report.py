@@ -1,4 +1,4 @@
-"""Tables of a benchmark: printed, and written to `results/` with the machine they were measured on."""
+"""Tables of a benchmark: printed, and written to `results/` with the machine they come from."""
 
 import argparse
 import datetime

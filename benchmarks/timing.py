@@ -5,8 +5,8 @@ passes over some texts) as it is told, over a pipe, while all the others sleep. 
 measures all of them within seconds of each other, and each has its own allocator, its own peak
 memory and its own libraries.
 
-In a benchmark script, `run(main, WORK)` calls `main()`, which gives `interleave` the contenders; the
-processes are the same script started again, which then calls the function of `WORK` that the
+In a benchmark script, `run(main, WORK)` calls `main()`, which gives `interleave` the contenders.
+Their processes are the same script started again: it then calls the function of `WORK` that the
 contender names, with a `Pace` and the contender's options.
 """
 

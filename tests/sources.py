@@ -1,10 +1,11 @@
 """Small stand-ins that several test files share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from firth.models import Bert, BertConfig
+from firth.models.bert import modern
 from firth.protocols import Sequences, Vocabulary
 
 VOCABULARY = Vocabulary(size=60, pad=0, unknown=1, first=2, last=3, mask=4, special=(0, 1, 2, 3, 4))
@@ -70,6 +71,5 @@ def tiny_bert(**changes: object) -> Bert:
 
 
 def tiny_modern_bert(**changes: object) -> Bert:
-    from firth.models.bert import MODERN
-
-    return tiny_bert(**{**MODERN, "num_layers": 4, "local_window": 4, **changes})
+    config = replace(modern(tiny_bert(num_layers=4).config), local_window=4)
+    return Bert(replace(config, **changes), pooler=False)

@@ -23,7 +23,8 @@ def naive(qkv: torch.Tensor, starts: torch.Tensor, mask: Mask) -> torch.Tensor:
             seen = [
                 j
                 for j in range(a, b)
-                if (not mask.causal or j <= i) and (mask.window is None or abs(i - j) <= mask.window)
+                if (not mask.causal or j <= i)
+                and (mask.window is None or abs(i - j) <= mask.window)
             ]
             for head in range(qkv.shape[2]):
                 scores = qkv[seen, 1, head] @ qkv[i, 0, head] / qkv.shape[3] ** 0.5
@@ -88,14 +89,14 @@ def test_batched_equals_one_by_one(make):
 def test_a_window_hides_what_is_far():
     torch.manual_seed(0)
     model = tiny_modern_bert(global_every=100, num_layers=2).eval()  # layer 1 is local
-    ids = np.arange(5, 35)
+    ids = np.arange(5, 37)  # 32 tokens: no spare rows
     changed = ids.copy()
     changed[0] = 50
     with torch.no_grad():
         layer = model.layers[1]
         states = [model(collate([x]), hidden_states=True).hidden_states[1] for x in (ids, changed)]
         states[1][1:] = states[0][1:]  # the layer sees a change at position 0 alone
-        layout = Layout.of(torch.tensor([0, 30]), torch.device("cpu"))
+        layout = Layout.of(torch.tensor([0, 32]), torch.device("cpu"))
         rotary = rotary_tables(layout.positions, 16, 10_000.0)
         difference = (layer(states[0], layout, rotary) - layer(states[1], layout, rotary)).abs()
     assert difference[:5].amax(1).min() > 1e-6

@@ -14,7 +14,7 @@ from firth.interop.huggingface import (
     stock_family,
     stock_head,
 )
-from firth.models.bert import MODERN, Bert, BertConfig
+from firth.models.bert import Bert, BertConfig, modern
 from firth.models.mix import SequenceHead
 from tests.reference import (
     FAMILIES,
@@ -32,7 +32,7 @@ from tests.reference import (
 SHAPE = BertConfig(
     vocab_size=61, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=20, max_length=40
 )
-MODERN_SHAPE = replace(SHAPE, **MODERN)  # type: ignore[arg-type]
+MODERN_SHAPE = modern(SHAPE)
 
 
 @pytest.mark.parametrize(

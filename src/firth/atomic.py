@@ -25,7 +25,11 @@ def write_file(path: str | Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a whole text file."""
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_file(path, write)
 
 
 def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:

@@ -10,6 +10,7 @@ L layers. Sequences lie end to end and nothing is padded: `starts` (B+1) says wh
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,8 +51,7 @@ class Encoding:
     offsets: np.ndarray
     """(n, 2) int64, start and end of each token in `text`, in characters."""
     words: np.ndarray
-    """(n) int64: index of each token's word (the user's words, or the pre-tokenizer's); -1 for special
-    tokens."""
+    """(n) int64: index of each token's word (the user's, or the pre-tokenizer's); -1 if special."""
 
 
 class Tokenizer(Protocol):
@@ -141,7 +141,7 @@ class Batch:
         cuts = [0, *inner.tolist(), self.num_sequences]
         for i in range(1, parts):  # at least one sequence each
             cuts[i] = min(max(cuts[i], cuts[i - 1] + 1), self.num_sequences - parts + i)
-        return [self._slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [self._slice(a, b) for a, b in pairwise(cuts)]
 
     def _slice(self, first: int, last: int) -> "Batch":
         begin, end = int(self.starts[first]), int(self.starts[last])
@@ -198,12 +198,16 @@ class Model(Protocol):
         ...
 
 
-class Objective(Protocol):
+class Trainable(Protocol):
+    """What the training loop asks of an objective or a task."""
+
+    def loss(self, model: Any, batch: Batch) -> Loss: ...
+
+
+class Objective(Trainable, Protocol):
     """A frozen dataclass: fields are hyper-parameters, methods are behaviour."""
 
     def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch: ...
-
-    def loss(self, model: Any, batch: Batch) -> Loss: ...
 
 
 BatchAt = Callable[[int], Batch]
@@ -260,6 +264,10 @@ class Task(Protocol):
         ...
 
     def evaluate(self, scores: np.ndarray, examples: Sequence[Example]) -> Report: ...
+
+    def degenerate(self, scores: np.ndarray, examples: Sequence[Example]) -> bool:
+        """Whether the scores give one answer for everything though the labels differ."""
+        ...
 
 
 class Batches(Protocol):

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from firth.config import suggest
 from firth.errors import ConfigError
-from firth.models.bert import MODERN, SIZES, BertConfig
+from firth.models.bert import SIZES, BertConfig, modern
 from firth.objectives import MaskedLM
 from firth.training import AdamW, Muon, Schedule, Training
 
@@ -95,7 +95,7 @@ def modern_bert(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     """
     shape = _shape(size)
     shape["intermediate_size"] = -(-shape["intermediate_size"] * 2 // 3 // 64) * 64
-    model = BertConfig(vocab_size=vocab_size, max_length=1024, **shape, **MODERN)  # type: ignore[arg-type]
+    model = modern(BertConfig(vocab_size=vocab_size, max_length=1024, **shape))
     return Recipe(
         name="modern-bert",
         model=model,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from firth.errors import DivergedError
-from firth.protocols import Batches, Example, Objective, Report, Task
+from firth.protocols import Batches, Example, Report, Task, Trainable
 from firth.training.loop import State, Training, steps
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Fitted:
 def fit(
     network: nn.Module,
     task: Task,
-    objective: Objective,
+    objective: Trainable,
     batches: Batches,
     training: Training,
     *,

@@ -140,7 +140,8 @@ class FeatureObjective:
 
     def loss(self, model: AdaptedNetwork, batch: Batch) -> Loss:
         """Summed loss; the penalty counts once a row."""
-        assert batch.targets is not None and model.mix is not None
+        assert batch.targets is not None
+        assert model.mix is not None
         loss = self.task.loss(model.score_features(batch.input_ids), batch.targets)
         penalty: Tensor = self.mix_penalty * model.mix.penalty() * loss.count
         return Loss(loss.total + penalty, loss.count)

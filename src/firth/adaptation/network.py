@@ -89,12 +89,13 @@ class TaskObjective:
 
 
 def score_examples(engine: Engine, data: EncodedExamples) -> np.ndarray:
-    """(examples, num_outputs) float32 scores of an adapted network, in the order of the examples."""
-    outputs = engine.model.head.out.out_features  # type: ignore[union-attr]
-    scores = np.empty((len(data.ids), outputs), dtype=np.float32)
+    """(examples, num_outputs) float32 scores of an adapted network, in the examples' order."""
+    network = engine.model
+    assert isinstance(network, AdaptedNetwork)
+    scores = np.empty((len(data.ids), network.head.out.out_features), dtype=np.float32)
 
     def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
-        return engine.model(batch).float().cpu().numpy()
+        return network(batch).float().cpu().numpy()
 
     for chosen, _, some in engine.run(data.ids, compute, segments=data.segments):
         scores[chosen] = some

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from firth.api.adapted import AdaptedModel, adapt, load_adapted
-from firth.api.language_model import LanguageModel, load_language_model
+from firth.api.adapted import AdaptedModel, adapt, adapted_from
+from firth.api.language_model import LanguageModel
 from firth.api.pretraining import pretrain
-from firth.device import Precision
+from firth.device import Precision, pick_device, prepare_process
 from firth.errors import CheckpointError
+from firth.interop.huggingface import load_model
+from firth.text.tokenizers import Tokenizer
 
 
 def load(
@@ -16,7 +18,7 @@ def load(
 
     Args:
         path: a run directory, an adapted model, or a `transformers` directory (BERT, RoBERTa,
-            DistilBERT, ModernBERT).
+            DistilBERT, ModernBERT); a classifier comes back as an `AdaptedModel`.
         device: "auto", "cpu", "cuda", ...
         precision: of the matrix products: bfloat16 where it is fast ("auto"), or "float32".
 
@@ -26,8 +28,14 @@ def load(
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; expected a run or a model directory")
-    kind = load_adapted if (path / "adaptation.json").is_file() else load_language_model
-    return kind(path, device=device, precision=precision)
+    prepare_process()
+    loaded = load_model(path)
+    loaded.model.to(pick_device(device))
+    if loaded.head is not None:
+        loaded.head.to(pick_device(device))
+        return adapted_from(loaded, path, precision)
+    tokenizer = Tokenizer.load(path)
+    return LanguageModel(loaded.model, tokenizer, path, precision, loaded.firth, loaded.lm_head)
 
 
 __all__ = ["AdaptedModel", "LanguageModel", "adapt", "load", "pretrain"]

@@ -19,18 +19,24 @@ from firth.adaptation.network import AdaptedNetwork, EncodedExamples, score_exam
 from firth.api.language_model import LanguageModel
 from firth.atomic import write_file, write_text
 from firth.config import from_dict, read_json, to_dict
-from firth.device import Precision, pick_device, prepare_process
-from firth.errors import CheckpointError, ConfigError, DataError, DivergedError
+from firth.device import Precision
+from firth.errors import ConfigError, DataError, DivergedError
 from firth.inference.forward import Engine
-from firth.interop.huggingface import load_model, save_model, stock_head
+from firth.interop.huggingface import LoadedModel, ProblemType, save_model, stock_head
 from firth.models.mix import LayerMix, SequenceHead
 from firth.protocols import Example, Report, Text
 from firth.tasks import TASKS
-from firth.tasks.classification import Classification
+from firth.tasks.classification import Classification, Kind
 from firth.tasks.metrics import mean_and_interval
 from firth.text.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+_PROBLEM_TYPES: dict[Kind, ProblemType] = {
+    "single": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +97,6 @@ class AdaptedModel:
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(path, model_max_length=self.adaptation.max_length)
         network, task = self.network, self.task
-        kinds = {
-            "single": "single_label_classification",
-            "multi_label": "multi_label_classification",
-            "regression": "regression",
-        }
         if network.mix is not None:
             mix = {name: t.detach().contiguous() for name, t in network.mix.state_dict().items()}
             write_file(path / "mix.safetensors", lambda temporary: save_file(mix, temporary))
@@ -106,7 +107,8 @@ class AdaptedModel:
             firth={},
             head=_unstandardised(network.head, task),
             labels=task.labels,
-            problem_type=kinds[task.kind],
+            problem_type=_PROBLEM_TYPES[task.kind],
+            own_form=network.mix is not None,  # transformers would load it without the mix
         )
         record = {
             "task": to_dict(task),
@@ -127,32 +129,44 @@ def _unstandardised(head: SequenceHead, task: Classification) -> SequenceHead:
     return head
 
 
-def load_adapted(
-    path: Path, *, device: str = "auto", precision: Precision = "auto"
-) -> AdaptedModel:
-    """Loads an adapted model (see `firth.load`)."""
-    prepare_process()
+def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> AdaptedModel:
+    """The adapted model of a directory whose weights are `loaded`.
+
+    One that firth did not write has no record of its task: that is taken from its labels.
+    """
+    assert loaded.head is not None
+    tokenizer = Tokenizer.load(path)
+    if not (path / "adaptation.json").is_file():
+        kinds = {name: kind for kind, name in _PROBLEM_TYPES.items()}
+        kind = kinds[loaded.problem_type or "single_label_classification"]
+        return AdaptedModel(
+            AdaptedNetwork(loaded.model, loaded.head),
+            Classification(kind=kind, labels=loaded.labels if kind != "regression" else ()),
+            tokenizer,
+            FineTuning(max_length=loaded.model.config.max_length),
+            precision=precision,
+        )
     record = read_json(path / "adaptation.json")
-    loaded = load_model(path)
-    if loaded.head is None:
-        raise CheckpointError(f"{path}: adaptation.json is there but no head; save the model again")
-    kind = {cls.__name__: cls for cls in ADAPTATIONS.values()}[record["adaptation"]["type"]]
-    task = from_dict(Classification, record["task"], where=str(path))
-    mix = None
-    if (path / "mix.safetensors").is_file():
-        weights = load_file(path / "mix.safetensors")
-        adaptation: Any = from_dict(kind, record["adaptation"])
-        mix = LayerMix(len(weights["weights"]), layer_norm=adaptation.layer_norm)
-        mix.load_state_dict(weights)
-    network = AdaptedNetwork(loaded.model, loaded.head, mix).to(pick_device(device)).eval()
+    kinds = {cls.__name__: cls for cls in ADAPTATIONS.values()}
+    adaptation = from_dict(kinds[record["adaptation"]["type"]], record["adaptation"])
+    task = from_dict(Classification, record["task"], where=str(path / "adaptation.json"))
     return AdaptedModel(
-        network,
-        replace(task, shift=0.0, scale=1.0),
-        Tokenizer.load(path),
-        from_dict(kind, record["adaptation"], where=str(path)),
+        AdaptedNetwork(loaded.model, loaded.head, _load_mix(path, adaptation)),
+        replace(task, shift=0.0, scale=1.0),  # folded into the head when it was saved
+        tokenizer,
+        adaptation,
         tuple(from_dict(SeedResult, seed) for seed in record["seeds"]),
         precision,
     )
+
+
+def _load_mix(path: Path, adaptation: FineTuning | Frozen) -> LayerMix | None:
+    if not isinstance(adaptation, Frozen):
+        return None
+    weights = load_file(path / "mix.safetensors")
+    mix = LayerMix(len(weights["weights"]), layer_norm=adaptation.layer_norm)
+    mix.load_state_dict(weights)
+    return mix
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from firth.device import Precision, pick_device, prepare_process
-from firth.errors import ConfigError
+from firth.device import Precision
+from firth.errors import ConfigError, UnsupportedError
 from firth.inference.embedding import (
     Layers,
     Vectors,
@@ -22,7 +22,7 @@ from firth.inference.embedding import (
 )
 from firth.inference.forward import Engine
 from firth.inference.scoring import Filled, Score, fill, score_masked
-from firth.interop.huggingface import load_model, save_model
+from firth.interop.huggingface import save_model
 from firth.models import Bert
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding, Text
@@ -52,6 +52,8 @@ class LanguageModel:
     precision: Precision = "auto"
     record: dict[str, Any] = field(default_factory=dict)
     """What the run directory says about how it was made."""
+    lm_head: bool = True
+    """Whether the head that predicts tokens was trained; a bare encoder comes without one."""
 
     @property
     def max_length(self) -> int:
@@ -69,6 +71,7 @@ class LanguageModel:
 
     def logits(self, texts: Sequence[Text]) -> list[TextArray]:
         """Masked-LM scores of every token: one (tokens, V) array a text."""
+        self._need_head("logits")
         encodings = self._encode(texts, whole=True)
         states = token_states(self.engine, encodings)
         device = self.engine.device
@@ -136,6 +139,7 @@ class LanguageModel:
             For one string, its candidates (a list for each of several blanks); for a list of
             strings, such a result for each.
         """
+        self._need_head("fill")
         single = isinstance(texts, str)
         encodings = self._encode([texts] if single else list(texts))
         found = fill(self.engine, self.tokenizer, encodings, top_k)
@@ -144,6 +148,7 @@ class LanguageModel:
 
     def score(self, texts: Sequence[Text]) -> list[Score]:
         """Pseudo-log-likelihood of each text, token by token."""
+        self._need_head("score")
         return score_masked(self.engine, self.tokenizer, self._encode(texts))
 
     def save(self, directory: str | Path) -> None:
@@ -152,6 +157,13 @@ class LanguageModel:
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(path)
         save_model(path, self.model, vocabulary=self.tokenizer.vocabulary, firth=self.record)
+
+    def _need_head(self, use: str) -> None:
+        if not self.lm_head:
+            raise UnsupportedError(
+                f"{self.path}: {use} needs the masked-LM head, which this directory does not hold; "
+                "load the language model it was made from (embed and hidden_states work)"
+            )
 
     def _encode(self, texts: Sequence[Text], *, whole: bool = False) -> list[Encoding]:
         if isinstance(texts, str):
@@ -170,19 +182,4 @@ def _array(encoding: Encoding, values: np.ndarray) -> TextArray:
     return TextArray(tokens=encoding.tokens, offsets=encoding.offsets, values=values)
 
 
-def load_language_model(
-    path: Path, *, device: str = "auto", precision: Precision = "auto"
-) -> LanguageModel:
-    """Loads a run directory or a `transformers` directory (see `firth.load`)."""
-    prepare_process()
-    loaded = load_model(path)
-    return LanguageModel(
-        loaded.model.to(pick_device(device)).eval(),
-        Tokenizer.load(path),
-        path,
-        precision,
-        loaded.firth,
-    )
-
-
-__all__ = ["Filled", "LanguageModel", "Score", "TextArray", "Vectors", "load_language_model"]
+__all__ = ["Filled", "LanguageModel", "Score", "TextArray", "Vectors"]

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from firth import __version__
-from firth.api.language_model import LanguageModel, load_language_model
+from firth.api.language_model import LanguageModel
 from firth.atomic import write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.device import pick_device, prepare_process
-from firth.errors import CheckpointError, ConfigError
+from firth.errors import ConfigError
 from firth.inference.forward import Engine
 from firth.inference.scoring import fill
 from firth.interop.huggingface import save_model
@@ -75,10 +75,10 @@ def pretrain(
     resolved = read_recipe(run)
     shards = {side: Shards.open(run / "data" / side) for side in ("train", "valid")}
     resolved = _fix_steps(run, resolved, shards["train"], ranks, torch_device)
-    model = _train(run, resolved, shards, ranks, torch_device, tensorboard, resume_hint)
+    how = _How(ranks, torch_device, tensorboard, resume_hint)
+    model = _train(run, resolved, shards, how)
     leave()
-    del model
-    return load_language_model(run, device=device)
+    return LanguageModel(model.eval(), Tokenizer.load(run), run, record={"recipe": resolved.name})
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -187,60 +187,59 @@ def _fix_steps(
     return read_recipe(run)
 
 
-def _train(
-    run: Path,
-    recipe: Recipe,
-    shards: dict[str, Shards],
-    ranks: Ranks,
-    device: torch.device,
-    tensorboard: bool,
-    resume_hint: str,
-) -> Bert:
+@dataclass(frozen=True)
+class _How:
+    ranks: Ranks
+    device: torch.device
+    tensorboard: bool
+    resume_hint: str
+
+
+def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> Bert:
     tokenizer = Tokenizer.load(run)
     training, vocabulary = recipe.training, tokenizer.vocabulary
-    total = training.steps
-    if total is None:
-        raise CheckpointError(f"{run / 'recipe.json'} gives no number of steps")
+    assert training.steps is not None
     packed = _packed(recipe, shards["train"], vocabulary, training.seed)
     held_out = _packed(recipe, shards["valid"], vocabulary, _VALID_SEED)
-    model = _new_model(recipe, device)
-    logger.info(
-        "%s: %s parameters, %s steps of %s tokens, %.1f epochs, on %s",
-        recipe.name,
-        f"{sum(p.numel() for p in model.parameters()):,}",
-        f"{total:,}",
-        f"{training.batch_tokens:,}",
-        total / packed.steps_per_epoch,
-        device,
-    )
+    model = _new_model(recipe, how.device)
+    _announce(recipe, model, packed.steps_per_epoch, how.device)
 
     def export(trained: nn.Module) -> None:
         assert isinstance(trained, Bert)
         save_model(run, trained, vocabulary=vocabulary, firth={"recipe": recipe.name})
         write_text(run / "README.md", model_card(run, recipe, shards))
 
-    valid_objective = replace(recipe.objective, rate=0.15, final_rate=None)
-    train(
-        State.begin(model, training),
-        recipe.objective,
-        ObjectiveBatches(packed, recipe.objective, total_steps=total),
-        training,
-        Run(
-            path=run,
-            total_steps=total,
-            valid=ObjectiveBatches(held_out, valid_objective),
-            num_valid_batches=min(
-                held_out.steps_per_epoch, max(1, recipe.data.valid_tokens // training.batch_tokens)
-            ),
-            unigram_entropy=shards["train"].unigram_entropy(),
-            sample=_sampler(shards["valid"], tokenizer, recipe),
-            export=export,
-            resume_hint=resume_hint,
-            tensorboard=tensorboard,
-            ranks=ranks,
-        ),
+    # Validation masks 15 % whatever the training rate, so that runs compare.
+    measure = replace(recipe.objective, rate=0.15, final_rate=None)
+    enough = max(1, recipe.data.valid_tokens // training.batch_tokens)
+    plan = Run(
+        path=run,
+        total_steps=training.steps,
+        valid=ObjectiveBatches(held_out, measure),
+        num_valid_batches=min(held_out.steps_per_epoch, enough),
+        unigram_entropy=shards["train"].unigram_entropy(),
+        sample=_sampler(shards["valid"], tokenizer, recipe),
+        export=export,
+        resume_hint=how.resume_hint,
+        tensorboard=how.tensorboard,
+        ranks=how.ranks,
     )
+    batches = ObjectiveBatches(packed, recipe.objective, total_steps=training.steps)
+    train(State.begin(model, training), recipe.objective, batches, training, plan)
     return model
+
+
+def _announce(recipe: Recipe, model: Bert, steps_per_epoch: int, device: torch.device) -> None:
+    steps = recipe.training.steps or 0
+    logger.info(
+        "%s: %s parameters, %s steps of %s tokens, %.1f epochs, on %s",
+        recipe.name,
+        f"{sum(p.numel() for p in model.parameters()):,}",
+        f"{steps:,}",
+        f"{recipe.training.batch_tokens:,}",
+        steps / steps_per_epoch,
+        device,
+    )
 
 
 def _sampler(

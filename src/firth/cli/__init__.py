@@ -1,4 +1,4 @@
-"""The command line: `firth VERB ...`. Verbs are imported when used, so `firth --help` is instant."""
+"""The command line: `firth VERB ...`. Verbs are imported when used: `firth --help` is instant."""
 
 import errno
 import importlib
@@ -24,7 +24,7 @@ VERBS = {
 }
 """Verb to the module that has the function of that name, and what it does."""
 
-HELP = """firth: pre-train contextual language models on your own text, transfer them to your own tasks
+HELP = """firth: pre-train language models on your own text, transfer them to your own tasks
 
 usage: firth VERB ... [--help]
 

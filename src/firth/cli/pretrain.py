@@ -11,6 +11,7 @@ import tyro
 from firth.api import pretrain as pretrain_model
 from firth.cli.options import parse, settings
 from firth.config import merge, override, read_toml
+from firth.errors import ConfigError
 from firth.recipes import Recipe, recipe
 from firth.text.corpus import Corpus
 
@@ -62,6 +63,8 @@ class Options:
 def pretrain(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options, leftover = parse(Options, arguments, "pretrain", more=True)
+    if not options.corpus:
+        raise ConfigError("no text was given: firth pretrain RECIPE FILES... -o RUN")
     if options.threads is not None:
         import torch
 

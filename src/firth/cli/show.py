@@ -88,7 +88,11 @@ def inspect(arguments: Sequence[str]) -> None:
         if name == "validation":
             print("validation\tstep\ttokens\tminutes\tperplexity")
             for row in value:
-                print("\t".join(["", *(f"{cell:,}" for cell in row[:2]), f"{row[2]:.1f}", f"{row[3]:.2f}"]))
+                print(
+                    "\t".join(
+                        ["", *(f"{cell:,}" for cell in row[:2]), f"{row[2]:.1f}", f"{row[3]:.2f}"]
+                    )
+                )
         else:
             print(f"{name}\t{value}")
 

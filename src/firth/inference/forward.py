@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -91,7 +92,7 @@ def windows(encodings: Sequence[Encoding], max_length: int) -> list[Window]:
     """Cuts encoded texts into overlapping windows of at most `max_length` tokens.
 
     A text that fits is one window. A longer one is cut at half-window steps, and each token belongs
-    to the window in which it is farthest from an edge; so no token is dropped and none counts twice.
+    to the window where it is farthest from an edge; no token is dropped and none counts twice.
     """
     found = []
     for which, encoding in enumerate(encodings):
@@ -101,9 +102,9 @@ def windows(encodings: Sequence[Encoding], max_length: int) -> list[Window]:
             continue
         first, last, inner = ids[:1], ids[-1:], ids[1:-1]
         room = max_length - 2
-        starts = list(range(0, len(inner) - room, max(1, room // 2))) + [len(inner) - room]
+        starts = [*range(0, len(inner) - room, max(1, room // 2)), len(inner) - room]
         # Between two windows the border is the middle of their overlap.
-        borders = [(a + b + room) // 2 for a, b in zip(starts, starts[1:], strict=False)]
+        borders = [(a + b + room) // 2 for a, b in pairwise(starts)]
         edges = [0, *borders, len(inner)]
         for i, start in enumerate(starts):
             piece = np.concatenate([first, inner[start : start + room], last])

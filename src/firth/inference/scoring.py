@@ -40,7 +40,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log probability a token."""
+        """Exponential of the mean negative log probability a token."""
         return float(np.exp(-self.log_probabilities.mean())) if len(self.tokens) else float("nan")
 
 

@@ -117,20 +117,15 @@ class Layout:
 def _group(starts: Tensor, members: Tensor, length: int, device: torch.device) -> Group:
     begin, lengths = starts[members], starts[members + 1] - starts[members]
     count = len(members)
-    adjacent = bool((members.diff() == 1).all())
-    tokens: Tensor | slice
-    if adjacent:
-        tokens = slice(int(begin[0]), int(begin[0] + lengths.sum()))
-    if bool((lengths == length).all()):
-        if not adjacent:
-            tokens = (begin[:, None] + torch.arange(length)).flatten().to(device)
-        return Group(count, length, tokens, None, tokens, None)
     place = torch.arange(length).expand(count, length)
     padding = place >= lengths[:, None]
-    slots = begin[:, None] + torch.where(padding, 0, place)
+    slots = begin[:, None] + torch.where(padding, 0, place)  # (n, S)
     filled = (~padding).flatten().nonzero().squeeze(1)
-    if not adjacent:
-        tokens = slots.flatten()[filled].to(device)
+    tokens: Tensor | slice = slots.flatten()[filled].to(device)
+    if bool((members.diff() == 1).all()):  # neighbours: a slice instead of indexes
+        tokens = slice(int(begin[0]), int(begin[0] + lengths.sum()))
+    if not bool(padding.any()):
+        return Group(count, length, tokens, None, tokens, None)
     hidden = torch.zeros(count, 1, length).masked_fill_(padding[:, None], _HIDDEN)
     return Group(
         count,

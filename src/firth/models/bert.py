@@ -3,7 +3,7 @@
 RoBERTa and DistilBERT are configurations: no segments, positions that start at 2, no pooler.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from firth.protocols import Batch, Output
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig:
-    """The shape of an encoder. The defaults are BERT's; `modern()` changes what ModernBERT does."""
+    """The shape of an encoder. The defaults are BERT's; see `modern`."""
 
     vocab_size: int
     hidden_size: int
@@ -73,17 +73,20 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """Devlin et al. 2019, section 3, and the smaller ones of Turc et al. 2019, table 1."""
 
-MODERN: dict[str, object] = {
-    "num_segments": 0,
-    "dropout": 0.0,
-    "norm": "pre",
-    "positions": "rotary",
-    "gated": True,
-    "bias": False,
-    "local_window": 64,
-    "norm_eps": 1e-5,
-}
-"""What ModernBERT changes (Warner et al. 2024, section 2.1)."""
+
+def modern(config: BertConfig) -> BertConfig:
+    """The same shape with what ModernBERT changes (Warner et al. 2024, section 2.1)."""
+    return replace(
+        config,
+        num_segments=0,
+        dropout=0.0,
+        norm="pre",
+        positions="rotary",
+        gated=True,
+        bias=False,
+        local_window=64,
+        norm_eps=1e-5,
+    )
 
 
 class BertEmbeddings(nn.Module):
@@ -120,13 +123,13 @@ class Bert(nn.Module):
 
     Initialisation (`reset_parameters`):
 
-    | parameter                      | BERT (Devlin et al. 2019, A.2) | ModernBERT (Warner et al. 2024) |
-    | ------------------------------ | ------------------------------ | ------------------------------- |
-    | embeddings                     | truncated normal 0.02          | truncated normal 0.02           |
-    | qkv, feed-forward up           | truncated normal 0.02          | truncated normal 0.02           |
-    | attention out, feed-forward down | truncated normal 0.02        | 0.02 / sqrt(2 L)                |
-    | head's dense layer             | truncated normal 0.02          | 0.02 / sqrt(2 L)                |
-    | biases; norm weights           | 0; 1                           | none; 1                         |
+    | parameter                        | BERT (Devlin et al. 2019, A.2) | ModernBERT (2024)     |
+    | -------------------------------- | ------------------------------ | --------------------- |
+    | embeddings                       | truncated normal 0.02          | truncated normal 0.02 |
+    | qkv, feed-forward up             | truncated normal 0.02          | truncated normal 0.02 |
+    | attention out, feed-forward down | truncated normal 0.02          | 0.02 / sqrt(2 L)      |
+    | head's dense layer               | truncated normal 0.02          | 0.02 / sqrt(2 L)      |
+    | biases; norm weights             | 0; 1                           | none; 1               |
 
     "Truncated" draws again beyond two standard deviations, as TensorFlow's initialiser does.
     """

@@ -116,7 +116,7 @@ class Dropout(nn.Module):
         return _Dropout.apply(x, self.rate) if self.active else x  # type: ignore[return-value]
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + dropout(x)."""
+        """The sum residual + dropout(x)."""
         if not self.active:
             return residual + x
         return _DropoutAdd.apply(residual, x, self.rate)  # type: ignore[return-value]

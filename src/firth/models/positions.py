@@ -1,4 +1,4 @@
-"""Where a token stands: learned positions are an embedding; rotary positions turn queries and keys."""
+"""Where a token stands: rotary positions turn queries and keys (learned ones are an embedding)."""
 
 import torch
 from torch import Tensor

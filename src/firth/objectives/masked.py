@@ -66,7 +66,8 @@ class MaskedLM:
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Cross-entropy at the predicted positions; the head runs nowhere else."""
-        assert batch.predict_at is not None and batch.targets is not None
+        assert batch.predict_at is not None
+        assert batch.targets is not None
         hidden = model(batch).last.index_select(0, batch.predict_at)  # (M, D)
         total = model.prediction_loss(hidden, batch.targets)
         return Loss(total, batch.num_predictions)
@@ -116,16 +117,14 @@ def _take_units(
         if not len(order):
             return taken
         who, size = owner[order], sizes[order]
-        total = np.cumsum(size)
-        first = np.concatenate(([True], who[1:] != who[:-1]))
-        within = total - np.repeat(
-            (total - size)[first], np.diff([*np.flatnonzero(first), len(who)])
-        )
+        first = np.flatnonzero(np.append(True, who[1:] != who[:-1]))
+        repeats = np.diff(np.append(first, len(who)))
+        within = np.cumsum(size)
+        within -= np.repeat((within - size)[first], repeats)
         fits = within <= left[who]
         # Only those before the first that does not fit: what follows may fit beside fewer.
         blocked = np.cumsum(~fits)
-        base = np.repeat((blocked - ~fits)[first], np.diff([*np.flatnonzero(first), len(who)]))
-        accepted = (blocked - base) == 0
+        accepted = blocked == np.repeat((blocked - ~fits)[first], repeats)
         taken[order[accepted]] = True
         left -= np.bincount(who[accepted], weights=size[accepted], minlength=len(left)).astype(int)
         order = order[~accepted]

@@ -46,8 +46,9 @@ def encode_stream(
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(workers))
         for _ in range(workers):
-            process = _Process(tokenizer_json, CACHE_BYTES // workers)
+            process = _Process()
             stack.callback(process.close)  # which ends the thread that waits for it
+            process.send((tokenizer_json, CACHE_BYTES // workers))
             free.put(process)
 
         def encode(batch: list[str]) -> Encoded:
@@ -97,9 +98,9 @@ def utf8_size(document: str, index: int) -> int:
 
 
 class _Process:
-    """A process that holds a `WordCache`."""
+    """A process that holds a `WordCache`, made of what is sent first."""
 
-    def __init__(self, tokenizer_json: str, max_bytes: int) -> None:
+    def __init__(self) -> None:
         # The child must find what the parent finds, whatever the parent did to its path.
         environment = {
             **os.environ,
@@ -113,10 +114,9 @@ class _Process:
             stdout=subprocess.PIPE,
             env=environment,
         )
-        self._send((tokenizer_json, max_bytes))
 
     def encode(self, documents: list[str]) -> Encoded:
-        self._send(documents)
+        self.send(documents)
         assert self._process.stdout
         try:
             return pickle.load(self._process.stdout)
@@ -128,7 +128,7 @@ class _Process:
         with contextlib.suppress(OSError):
             self._process.__exit__(None, None, None)
 
-    def _send(self, message: object) -> None:
+    def send(self, message: object) -> None:
         assert self._process.stdin
         try:
             pickle.dump(message, self._process.stdin, pickle.HIGHEST_PROTOCOL)

@@ -1,11 +1,10 @@
-"""The training loop: a generator of steps that anyone may drive, each a pure function of its number."""
+"""The training loop: a generator of steps that anyone may drive; a step depends on its number."""
 
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from firth.device import Precision, compute_dtype, computing
 from firth.errors import ConfigError
-from firth.protocols import Batch, BatchAt, Objective
+from firth.protocols import Batch, BatchAt, Trainable
 from firth.training.distributed import Ranks, add_up, add_up_gradients
 from firth.training.optimizers import AdamW, Optimizer, WeightAverage, set_learning_rates
 from firth.training.schedules import Schedule
@@ -47,9 +46,8 @@ class Training:
     """Threads that prepare batches ahead; any number gives the same batches."""
 
     def __post_init__(self) -> None:
-        given = [
-            n for n in ("steps", "tokens", "epochs", "minutes") if getattr(self, n) is not None
-        ]
+        budgets = ("steps", "tokens", "epochs", "minutes")
+        given = [name for name in budgets if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"give one budget, not several: {', '.join(given)}")
         for name in ("batch_tokens", "accumulation", "log_every", "evaluate_every", "save_every"):
@@ -82,7 +80,7 @@ class Step:
 
 @dataclass
 class State:
-    """What training changes: the weights, the optimizers' moments, the count of steps and tokens."""
+    """What training changes: weights, moments, averages, and how far it has come."""
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
@@ -105,7 +103,7 @@ def seed_step(seed: int, step: int, part: int) -> None:
 
 def steps(
     state: State,
-    objective: Objective | Any,
+    objective: Trainable,
     batches: BatchAt,
     training: Training,
     *,
@@ -197,7 +195,7 @@ def _ahead(batches: BatchAt, first: int, last: int, workers: int) -> Iterator[Ba
 @torch.no_grad()
 def mean_loss(
     model: nn.Module,
-    objective: Objective | Any,
+    objective: Trainable,
     batches: BatchAt,
     num_batches: int,
     training: Training,

@@ -24,7 +24,7 @@ class AdamW:
     weight_decay: float = 0.01
 
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
-        """Optimizers over the trainable `parameters`; each group keeps its peak rate as `peak_lr`."""
+        """Optimizers over the trainable `parameters`; each group remembers its `peak_lr`."""
         trainable = [p for _, p in parameters if p.requires_grad]
         groups = [
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -87,9 +87,9 @@ def scaled(optimizer: Optimizer, factor: float) -> Optimizer:
 
 
 class WeightAverage:
-    """Exponential moving average of weights: a = d a + (1 - d) w, with d = min(decay, (1+t)/(10+t)).
+    """Exponential moving average of weights: a = d a + (1 - d) w, d = min(decay, (1+t)/(10+t)).
 
-    The ramp lets the average forget the random start (as in TensorFlow's `ExponentialMovingAverage`).
+    The ramp lets it forget the random start (as TensorFlow's `ExponentialMovingAverage` does).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -100,4 +100,4 @@ class WeightAverage:
     def update(self, model: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [p.detach() for _, p in model.named_parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)  # type: ignore[attr-defined]

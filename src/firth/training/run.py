@@ -17,7 +17,7 @@ from torch import nn
 
 from firth.device import peak_memory
 from firth.errors import DivergedError, Interrupted
-from firth.protocols import Batches, Objective
+from firth.protocols import Batches, Trainable
 from firth.training import checkpoint
 from firth.training.distributed import Ranks, agree, wait
 from firth.training.loop import State, Step, Training, mean_loss, steps
@@ -103,7 +103,7 @@ def _remedy(step: Step) -> str:
 
 def train(
     state: State,
-    objective: Objective | Any,
+    objective: Trainable,
     batches: Batches,
     training: Training,
     run: Run,
@@ -199,7 +199,7 @@ def _log(window: list[Step], state: State, run: Run, seconds: float) -> dict[str
 
 def _evaluate(
     state: State,
-    objective: Objective | Any,
+    objective: Trainable,
     training: Training,
     run: Run,
     tracker: Tracker | None,
@@ -290,7 +290,7 @@ def _interrupted(stop: list[int], step: Step, run: Run) -> Interrupted:
 def steps_within(
     minutes: float,
     model: nn.Module,
-    objective: Objective | Any,
+    objective: Trainable,
     batches: Batches,
     training: Training,
     ranks: Ranks,

@@ -13,13 +13,13 @@ class Schedule:
 
     With t = step + 1, w warm-up steps, T steps in all and u = (t - w) / (T - w):
 
-    | shape        | factor after warm-up                                    | source                |
-    | ------------ | ------------------------------------------------------- | --------------------- |
-    | linear       | 1 - (1 - floor) u                                       | Devlin et al. 2019    |
-    | cosine       | floor + (1 - floor) (1 + cos(pi u)) / 2                 | Loshchilov 2017       |
-    | inverse_sqrt | sqrt(w / t)                                             | Vaswani et al. 2017   |
-    | trapezoid    | 1, then linear to `floor` over the last `decay` of T    | Zhai et al. 2022      |
-    | constant     | 1                                                       |                       |
+    | shape        | factor after warm-up                                 | source              |
+    | ------------ | ---------------------------------------------------- | ------------------- |
+    | linear       | 1 - (1 - floor) u                                    | Devlin et al. 2019  |
+    | cosine       | floor + (1 - floor) (1 + cos(pi u)) / 2              | Loshchilov 2017     |
+    | inverse_sqrt | sqrt(w / t)                                          | Vaswani et al. 2017 |
+    | trapezoid    | 1, then linear to `floor` over the last `decay` of T | Zhai et al. 2022    |
+    | constant     | 1                                                    |                     |
     """
 
     shape: Literal["linear", "cosine", "inverse_sqrt", "trapezoid", "constant"] = "linear"

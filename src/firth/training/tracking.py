@@ -12,7 +12,7 @@ class Tracker:
     """Appends one JSON object a line to RUN/metrics.jsonl, and mirrors numbers to TensorBoard."""
 
     def __init__(self, run: Path, *, from_step: int = 0, tensorboard: bool = False) -> None:
-        """Opens the record of a run; lines after `from_step` (of a lost continuation) are dropped."""
+        """Opens the record; rows after `from_step`, of a lost continuation, are dropped."""
         self.path = run / "metrics.jsonl"
         kept = [row for row in read_metrics(run) if row["step"] <= from_step]
         with self.path.open("w", encoding="utf-8") as file:

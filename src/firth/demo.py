@@ -1,0 +1,113 @@
+"""`firth demo`: the main job on the text that comes with firth, with its numbers."""
+
+import sys
+import time
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from firth.adaptation import FineTuning
+from firth.api import LanguageModel, adapt, pretrain
+from firth.models import Bert
+from firth.protocols import Example
+from firth.recipes import Recipe, recipe
+from firth.tasks import Classification
+from firth.tasks.metrics import mean_and_interval
+from firth.text.corpus import Corpus
+
+_BLANKS = (
+    "We present a new [MASK] for machine translation.",
+    "The results [MASK] that our approach outperforms the baseline.",
+    "We train the [MASK] on a large corpus of text.",
+)
+_LABELS = 1000
+_SEEDS = (0, 1, 2)
+
+
+def run_demo(output: Path, minutes: float) -> None:
+    """Trains a tokenizer and a small BERT, fills blanks, and compares it with no pre-training.
+
+    Args:
+        output: the run directory.
+        minutes: of pre-training.
+    """
+    begin = time.perf_counter()
+    console = Console()
+    data = resources.files("firth") / "demo_data"
+    with resources.as_file(data) as folder:
+        console.print(f"[bold]1. Pre-train[/] a BERT on 5 MB of papers, {minutes:g} minutes.")
+        corpus, valid = (
+            Corpus.from_files(folder / name, documents="block")
+            for name in ("papers.txt.gz", "papers.valid.txt.gz")
+        )
+        chosen = _recipe(minutes)
+        hint = f"firth demo --output {output} --minutes {minutes:g}"
+        lm = pretrain(chosen, corpus, output, valid=valid, resume_hint=hint)
+        console.print("\n[bold]2. Fill blanks.[/]")
+        console.print(_filled(lm))
+        task = Classification(text="sentence", label="label", metric="macro_f1")
+        parts = [task.read(folder / f"roles.{part}.tsv.gz") for part in ("train", "dev", "test")]
+    console.print(
+        f"\n[bold]3. Fine-tune[/] on {_LABELS:,} labelled sentences: what role does a sentence "
+        f"play in its abstract? {len(_SEEDS)} seeds each, with and without pre-training."
+    )
+    console.print(_compared(lm, task, *parts))
+    console.print(f"\nDone in {(time.perf_counter() - begin) / 60:.1f} minutes. Next:\n")
+    for command in (
+        f'firth fill {output} "We propose a novel [MASK]."',
+        f"firth inspect {output}",
+        "firth pretrain bert YOUR_TEXT/*.txt -o runs/mine --size mini --minutes 20",
+        "firth adapt runs/mine train.tsv --text sentence --label label -o runs/task finetune",
+    ):
+        sys.stdout.write(f"    {command}\n")
+
+
+def _recipe(minutes: float) -> Recipe:
+    chosen = recipe("bert", size="mini", vocab_size=8192)
+    training = replace(
+        chosen.training,
+        steps=None,
+        minutes=minutes,
+        batch_tokens=4096,
+        evaluate_every=250,
+        save_every=500,
+    )
+    return replace(chosen, training=training)
+
+
+def _filled(lm: LanguageModel) -> Table:
+    table = Table("sentence", "most probable words", box=None, pad_edge=False)
+    mask = lm.tokenizer.token(lm.tokenizer.vocabulary.mask)
+    for text in _BLANKS:
+        found = lm.fill(text.replace("[MASK]", mask), top_k=4)
+        table.add_row(
+            text.replace("[MASK]", "____"),
+            ", ".join(f"{one.token} ({one.probability:.0%})" for one in found),
+        )
+    return table
+
+
+def _compared(
+    lm: LanguageModel,
+    task: Classification,
+    train: list[Example],
+    dev: list[Example],
+    test: list[Example],
+) -> Table:
+    scratch = LanguageModel(Bert(lm.model.config, pooler=False).eval(), lm.tokenizer)
+    table = Table("", "test macro F1", "95 % interval", "accuracy", box=None, pad_edge=False)
+    for name, model, how in (
+        ("pre-trained", lm, FineTuning(epochs=5)),
+        ("the same network from scratch", scratch, FineTuning(epochs=15, reset_layers=0)),
+    ):
+        reports = [
+            adapt(model, task, train[:_LABELS], how, dev=dev[:500], seeds=(seed,)).evaluate(test)
+            for seed in _SEEDS
+        ]
+        mean, half = mean_and_interval([report.metrics["macro_f1"] for report in reports])
+        accuracy, _ = mean_and_interval([report.metrics["accuracy"] for report in reports])
+        table.add_row(name, f"{mean:.3f}", f"± {half:.3f}", f"{accuracy:.3f}")
+    return table

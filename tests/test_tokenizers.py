@@ -1,0 +1,364 @@
+import functools
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firth.errors import CheckpointError, ConfigError, DataError
+from firth.text.tokenizer_training import _steady, sample_documents
+from firth.text.tokenizers import Tokenizer
+from firth.text.vocabulary_report import vocabulary_report
+
+KINDS = ("wordpiece", "bpe", "unigram", "word")
+DOCUMENTS = [
+    f"The {a} tide {b}s the old wall, isn't it?\nÜber {b} naïve Straße — {a}{b} 中文 {a}!"
+    for a in ("high", "low", "spring", "neap", "red")
+    for b in ("break", "wash", "turn", "flood", "carve")
+] * 3
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Tokenizer]:
+    return {kind: Tokenizer.train(DOCUMENTS, kind, 400) for kind in KINDS}
+
+
+@functools.cache
+def backend(tokenizer_json: str) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(tokenizer_json)
+
+
+@pytest.fixture(params=KINDS)
+def tokenizer(request, trained) -> Tokenizer:
+    return trained[request.param]
+
+
+LETTERS = "abehtÜß中文éñ.,'!-[]<>/ \n\t\u3000\u00a0\u200b\u0301\u0338"
+TEXTS = st.text(st.one_of(st.sampled_from(LETTERS), st.characters(exclude_categories=["Cs"])))
+TEXTS = st.lists(st.one_of(TEXTS, st.sampled_from(["tide", " the", "[MASK]", "<mask>"]))).map(
+    "".join
+)
+WORDS = st.lists(TEXTS.map(lambda text: "".join(text.split())), max_size=8)
+
+
+def test_special_tokens_come_first(trained):
+    bert = {"pad": 0, "unknown": 1, "first": 2, "last": 3, "mask": 4}
+    roberta = {"first": 0, "pad": 1, "last": 2, "unknown": 3, "mask": 4}
+    for kind, roles in zip(KINDS, (bert, roberta, roberta, bert), strict=True):
+        vocabulary = trained[kind].vocabulary
+        assert {role: getattr(vocabulary, role) for role in roles} == roles
+        assert vocabulary.special == (0, 1, 2, 3, 4)
+        assert vocabulary.size <= 400
+        tokens = [trained[kind].token(index) for index in range(vocabulary.size)]
+        assert len(set(tokens)) == vocabulary.size
+
+
+def test_case_and_accents_are_kept_unless_told(trained):
+    for kind in ("wordpiece", "bpe", "unigram"):
+        kept = trained[kind]
+        assert kept.decode(kept.encode("Über naïve Straße").ids) == "Über naïve Straße"
+        folding = Tokenizer.train(DOCUMENTS, kind, 400, lowercase=True, strip_accents=True)
+        folding = Tokenizer(folding.to_json())  # the options are in the file itself
+        assert folding.decode(folding.encode("ÜBER NAÏVE").ids).strip() == "uber naive"
+        assert np.array_equal(folding.encode("ÜBER").ids, folding.encode("uber").ids)
+
+
+def test_words_are_whole_and_ordered_by_frequency(trained):
+    word = trained["word"]
+    assert word.encode("the tide, TIDE").tokens == ["[CLS]", "the", "tide", ",", "[UNK]", "[SEP]"]
+    small = Tokenizer.train(["a b b c c c"], "word", 7, min_frequency=1)
+    assert [small.token(5), small.token(6)] == ["c", "b"]
+
+
+def test_wordpiece_spells_any_word_of_known_characters(trained):
+    wordpiece = trained["wordpiece"]
+    # "Ü" was seen only at the start of a word, "q" and "x" never.
+    assert wordpiece.vocabulary.unknown not in wordpiece.encode("ieÜr").ids
+    assert wordpiece.encode("tideq xyz 中").tokens.count("[UNK]") == 2
+    assert wordpiece.encode("中文").tokens == ["[CLS]", "中", "文", "[SEP]"]
+
+
+def test_rare_characters_get_no_entry():
+    documents = ["common words " * 20 for _ in range(100)]
+    tokenizer = Tokenizer.train([*documents, "☃"], "wordpiece", 100)
+    assert tokenizer.encode("☃ words").tokens[1] == "[UNK]"
+    often = Tokenizer.train([*documents, "☃ " * 40], "wordpiece", 100)
+    assert often.encode("☃ words").tokens[1] == "☃"
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "word"])
+def test_training_is_deterministic(kind, trained):
+    assert Tokenizer.train(DOCUMENTS, kind, 400).content_hash == trained[kind].content_hash
+
+
+def test_scores_of_unigram_leave_out_what_differs_from_run_to_run():
+    special = [["<s>", 0.0], ["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["<mask>", 0.0]]
+    learned = [["the", -2.0], ["a", -2.5], ["ta", -3.000000000000001], ["b", -4.1], ["c", -4.2]]
+    another = [["the", -2.0], ["a", -2.5], ["ta", -2.999999999999999], ["c", -4.1], ["b", -4.2]]
+    expected = [("the", -2.0), ("a", -2.5), ("ta", -3.0), ("b", -4.2), ("c", -4.2)]
+    for pieces in (learned, another):
+        assert _steady(special + pieces) == [*map(tuple, special), *expected]
+
+
+@given(text=TEXTS)
+def test_offsets_rebuild_the_text(trained, text):
+    for tokenizer in trained.values():
+        encoding = tokenizer.encode(text)
+        inner = encoding.offsets[1:-1]
+        assert encoding.offsets[[0, -1]].tolist() == [[0, 0], [0, 0]]
+        assert np.all(np.diff(inner[:, 0]) >= 0)
+        assert np.all(inner[:, 0] <= inner[:, 1])
+        covered = set()
+        for start, end in inner.tolist():
+            covered.update(range(start, end))
+        visible = {i for i, character in enumerate(text) if not character.isspace()}
+        assert visible <= covered
+        assert [tokenizer.token(i) for i in encoding.ids] == encoding.tokens
+
+
+@given(text=TEXTS)
+def test_words_of_a_string_are_the_librarys(trained, text):
+    for tokenizer in trained.values():
+        encoding = tokenizer.encode(text)
+        reference = backend(tokenizer.to_json()).encode(text)
+        assert encoding.ids.tolist() == reference.ids
+        assert [None if w < 0 else w for w in encoding.words.tolist()] == reference.word_ids
+
+
+@given(words=WORDS)
+def test_tokens_of_listed_words_lie_in_them(trained, words):
+    text = " ".join(words)
+    starts = [sum(len(word) + 1 for word in words[:i]) for i in range(len(words))]
+    for tokenizer in trained.values():
+        encoding = tokenizer.encode(words)
+        assert encoding.text == text
+        assert np.array_equal(encoding.ids, tokenizer.encode(text).ids)
+        assert encoding.words[[0, -1]].tolist() == [-1, -1]
+        for (start, end), word in zip(
+            encoding.offsets[1:-1].tolist(), encoding.words[1:-1].tolist(), strict=True
+        ):
+            visible = start + len(text[start:end]) - len(text[start:end].lstrip())
+            if visible < end:
+                assert starts[word] <= visible < starts[word] + len(words[word])
+        seen = set(encoding.words.tolist())
+        assert {i for i, word in enumerate(words) if word} <= seen
+
+
+def test_listed_words_keep_their_place(trained):
+    bpe = trained["bpe"].encode(["The", "tide", "", "turns", "[MASK]", "."])
+    assert bpe.text == "The tide  turns [MASK] ."
+    by_word = ["".join(np.array(bpe.tokens)[bpe.words == i]) for i in (0, 1, 3, 5)]
+    assert by_word == ["The", "Ġtide", "Ġturns", "Ġ."]
+    wordpiece = trained["wordpiece"].encode(["high-water", "[MASK]", "tide"])
+    assert wordpiece.words[wordpiece.ids == 4].tolist() == [1]
+    assert set(wordpiece.words[1:4].tolist()) == {0}
+    assert trained["bpe"].encode([]).words.tolist() == [-1, -1]
+
+
+def test_special_tokens_are_read_in_texts_and_literal_in_documents(tokenizer):
+    mask = tokenizer.token(4)
+    assert 4 in tokenizer.encode(f"the {mask} turns").ids
+    assert 4 in tokenizer.encode(["the", mask]).ids
+    literal = f"the {mask} turns x{mask}y <s></s>[CLS] [SEP]<pad>"
+    (ids, opens_word), *others = tokenizer.encode_documents([literal])
+    assert others == []
+    assert not {0, 2, 4} & {*ids.tolist()}
+    assert len(ids) == len(opens_word) > 6
+    assert tokenizer.encode_documents([]) == []
+
+
+def test_mask_takes_the_space_before_it(trained):
+    bpe = trained["bpe"]
+    before, after = (bpe.encode(text, special_tokens=False).tokens for text in ("The", " turns"))
+    with_mask = bpe.encode("The <mask> turns", special_tokens=False)
+    assert with_mask.tokens == [*before, "<mask>", *after]
+
+
+def test_pairs_follow_the_template(trained):
+    ids, segments = trained["wordpiece"].encode_pair("the tide", ["old", "wall"])
+    tokens = [trained["wordpiece"].token(i) for i in ids]
+    assert tokens == ["[CLS]", "the", "tide", "[SEP]", "old", "wall", "[SEP]"]
+    assert segments.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    ids, segments = trained["bpe"].encode_pair("The", "The")
+    (the,) = trained["bpe"].encode_ids(["The"], special_tokens=False)
+    assert ids.tolist() == [0, *the, 2, 2, *the, 2]
+    assert not segments.any()
+
+
+def test_fast_paths_agree_with_encode(tokenizer):
+    texts = ["The tide turns.", ["old", "wall"], "", "naïve [MASK] <mask>"]
+    for special_tokens in (True, False):
+        encodings = tokenizer.encode_batch(texts, special_tokens=special_tokens)
+        ids = tokenizer.encode_ids(texts, special_tokens=special_tokens)
+        for encoding, fast in zip(encodings, ids, strict=True):
+            assert np.array_equal(encoding.ids, fast)
+            assert fast.dtype == np.int64
+    pairs = [("a tide", "b"), ("", ["old", "wall"])]
+    for pair, (ids, segments) in zip(pairs, tokenizer.encode_pairs_ids(pairs), strict=True):
+        assert ids.tolist() == tokenizer.encode_pair(*pair)[0].tolist()
+        assert len(ids) == len(segments)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_byte_level_bpe_loses_nothing(trained, text):
+    bpe = trained["bpe"]
+    (ids, _) = bpe.encode_documents([text])[0]
+    assert bpe.decode(ids) == unicodedata.normalize("NFC", text)
+    assert bpe.vocabulary.unknown not in ids
+
+
+def test_decode_shows_unknown_words_and_hides_other_special_tokens(trained):
+    ids = trained["wordpiece"].encode("the xyz [MASK] tide").ids
+    assert trained["wordpiece"].decode(ids) == "the [UNK] tide"
+    shown = trained["wordpiece"].decode(ids, special_tokens=True)
+    assert shown == "[CLS] the [UNK] [MASK] tide [SEP]"
+
+
+def test_saved_tokenizer_loads_the_same(tokenizer, tmp_path):
+    tokenizer.save(tmp_path, model_max_length=128)
+    text = "The naïve tide, [MASK] 中文 xyz"
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = Tokenizer.load(path)
+        assert loaded.content_hash == tokenizer.content_hash
+        assert loaded.vocabulary == tokenizer.vocabulary
+        assert np.array_equal(loaded.encode(text).ids, tokenizer.encode(text).ids)
+    loaded.save(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert again == json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert again["model_max_length"] == 128
+
+
+def test_transformers_gives_the_same_ids(tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path, model_max_length=64)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.model_max_length == 64
+    for text in ("The naïve tide, [MASK] <mask> isn't it?", " 中文\n\nxyz  ☃", ""):
+        assert theirs(text)["input_ids"] == tokenizer.encode(text).ids.tolist()
+        ids, segments = tokenizer.encode_pair(text, "old wall")
+        pair = theirs(text, "old wall")
+        assert pair["input_ids"] == ids.tolist()
+        assert pair.get("token_type_ids", [0] * len(ids)) == segments.tolist()
+    special = (theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id)
+    vocabulary = tokenizer.vocabulary
+    assert special == (vocabulary.pad, vocabulary.unknown, vocabulary.first)
+    assert (theirs.sep_token_id, theirs.mask_token_id) == (vocabulary.last, vocabulary.mask)
+    tokenizer.save(tmp_path, segments=False)
+    plain = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert sorted(plain("tide")) == ["attention_mask", "input_ids"]
+
+
+def test_loads_what_transformers_saves(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "tide", "turn", "##s", "##é"]
+    theirs = transformers.BertTokenizer(vocab={token: i for i, token in enumerate(vocab)})
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer.load(tmp_path)
+    for text in ("The tide\x00\x0bturns [MASK]", "turné xyz"):
+        assert theirs(text)["input_ids"] == ours.encode(text).ids.tolist()
+    assert ours.vocabulary.mask == 4
+
+
+def test_padding_and_truncation_of_a_file_are_switched_off(trained, tmp_path):
+    padded = tokenizers.Tokenizer.from_str(trained["wordpiece"].to_json())
+    padded.enable_padding(length=16)
+    padded.enable_truncation(4)
+    padded.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    ids = loaded.encode_ids(["tide", "the old tide washes the old wall"])
+    assert [len(i) for i in ids] == [
+        len(i)
+        for i in trained["wordpiece"].encode_ids(["tide", "the old tide washes the old wall"])
+    ]
+    assert len(ids[0]) == 3
+    loaded.save(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["padding"] is None
+    assert saved["truncation"] is None
+
+
+def write_renamed(path: Path, trained: dict[str, Tokenizer], config: dict, name: str) -> None:
+    text = trained["wordpiece"].to_json().replace("[MASK]", "[HOLE]")
+    (path / "tokenizer.json").write_text(text)
+    (path / name).write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("mask", ["[HOLE]", {"content": "[HOLE]", "lstrip": False}])
+def test_special_tokens_may_have_any_name(trained, tmp_path, name, mask):
+    write_renamed(tmp_path, trained, {"mask_token": mask, "cls_token": None}, name)
+    vocabulary = Tokenizer.load(tmp_path).vocabulary
+    assert (vocabulary.mask, vocabulary.first) == (4, 2)
+
+
+def test_missing_files_and_tokens_are_named(trained, tmp_path):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file"):
+        Tokenizer.load(tmp_path)
+    write_renamed(tmp_path, trained, {}, "tokenizer_config.json")
+    with pytest.raises(CheckpointError, match=r"found for mask \(usual names: mask: \[MASK\]"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(CheckpointError, match="not a tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def test_training_says_what_is_wrong():
+    with pytest.raises(ConfigError, match="did you mean 'wordpiece'"):
+        Tokenizer.train(DOCUMENTS, "wordpieces")
+    with pytest.raises(ConfigError, match="needs at least 261"):
+        Tokenizer.train(DOCUMENTS, "bpe", 260)
+    with pytest.raises(DataError, match="no text"):
+        Tokenizer.train(["", "  \n"], "unigram")
+    with pytest.raises(DataError, match="document 2: character 4"):
+        Tokenizer.train(["fine", "half\ud800"], "bpe", 300)
+
+
+def test_text_that_is_no_unicode_is_refused(tokenizer):
+    for call in (tokenizer.encode, lambda text: tokenizer.encode_ids([text])):
+        with pytest.raises(DataError, match="surrogate"):
+            call("half\udc00")
+    with pytest.raises(ConfigError, match="no token has the id 100000"):
+        tokenizer.token(100_000)
+
+
+def test_a_sample_is_spread_evenly_and_bounded():
+    documents = [f"{i:04}" for i in range(1000)]
+    assert sample_documents(documents, 4000) == documents
+    sample = list(map(int, sample_documents(iter(documents), 400)))
+    assert 50 < len(sample) <= 100
+    assert len({*np.diff(sample).tolist()}) == 1
+    assert sample[-1] > 980
+
+
+def test_unigram_learns_from_text_without_spaces():
+    documents = ["".join(np.random.default_rng(i).permutation([*"潮汐海岸浪"])) for i in range(50)]
+    tokenizer = Tokenizer.train([*documents, "潮汐海岸浪潮汐"], "unigram", 40, min_frequency=2)
+    assert tokenizer.vocabulary.unknown not in tokenizer.encode("浪海汐").ids
+
+
+def test_vocabulary_report_counts(trained):
+    wordpiece = Tokenizer.train(DOCUMENTS, "wordpiece", 400, lowercase=True, strip_accents=True)
+    text = "The tide, Übertide e\u0301 xyz"
+    report = vocabulary_report(wordpiece, [text, text])
+    tokens = wordpiece.encode(text, special_tokens=False)
+    assert report.num_words == 10
+    assert report.num_characters == 2 * 20
+    assert report.tokens_per_word == len(tokens.ids) / 5
+    assert report.num_unknown == 2
+    assert report.num_units == 12
+    pieces = np.bincount(tokens.words)
+    assert report.num_cut == 2 * (pieces > 1).sum() > 0
+    assert report.lost == {"T": 2, "Ü": 2, "é": 2}
+    assert report.lost_share == 6 / 40
+    assert report.num_used == len({*tokens.ids.tolist()} - {1})
+    assert report.num_entries == wordpiece.vocabulary.size - 5
+    assert dict(report.rows())["most often lost"] == "T 2, Ü 2, é 2"
+    kept = vocabulary_report(trained["wordpiece"], [text])
+    assert kept.lost == {}
+    with pytest.raises(DataError, match="no words"):
+        vocabulary_report(wordpiece, [" "])
