@@ -91,8 +91,8 @@ def trainer(pace: Pace, shape: tuple[int, int], sentences: int, bf16: bool, samp
         intermediate_size=4 * width,
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
-        num_labels=task.num_outputs,
     )
+    config.num_labels = task.num_outputs
     model = BertForSequenceClassification(config)
     train(
         pace,

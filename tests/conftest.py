@@ -1,4 +1,5 @@
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,28 @@ def two_threads() -> None:
     import torch
 
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, papers: list[str]) -> Path:
+    """The run directory of a tiny BERT, pre-trained on papers for a few seconds; do not change it.
+
+    Its window (96 tokens) is longer than the sequences it was trained on (64).
+    """
+    chosen = firth.recipe("bert", size="tiny", vocab_size=1000)
+    training = replace(
+        chosen.training,
+        steps=100,
+        batch_tokens=1024,
+        optimizer=replace(chosen.training.optimizer, lr=3e-3),
+    )
+    chosen = replace(
+        chosen,
+        model=replace(chosen.model, max_length=96),
+        data=replace(chosen.data, max_length=64, valid_tokens=4096),
+        training=training,
+    )
+    run = tmp_path_factory.mktemp("pretrained") / "tiny"
+    train, valid = (firth.Corpus.from_texts(part) for part in (papers[:180], papers[180:]))
+    firth.pretrain(chosen, train, run, valid=valid)
+    return run

@@ -296,6 +296,14 @@ def test_special_tokens_may_have_any_name(trained, tmp_path, name, mask):
     assert (vocabulary.mask, vocabulary.first) == (4, 2)
 
 
+def test_a_bare_file_is_saved_with_what_transformers_needs(trained, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    Tokenizer(trained["bpe"].to_json()).save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.mask_token, theirs.cls_token, theirs.pad_token_id) == ("<mask>", "<s>", 1)
+    assert sorted(theirs("tide")) == ["attention_mask", "input_ids"]
+
+
 def test_missing_files_and_tokens_are_named(trained, tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file"):
         Tokenizer.load(tmp_path)

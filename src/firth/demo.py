@@ -28,7 +28,7 @@ _SEEDS = (0, 1, 2)
 
 
 def run_demo(output: Path, minutes: float) -> None:
-    """Trains a tokenizer and a small BERT, fills blanks, and compares it with no pre-training.
+    """Trains a small modern BERT, fills blanks, and compares it with no pre-training.
 
     Args:
         output: the run directory.
@@ -59,14 +59,14 @@ def run_demo(output: Path, minutes: float) -> None:
     for command in (
         f'firth fill {output} "We propose a novel [MASK]."',
         f"firth inspect {output}",
-        "firth pretrain bert YOUR_TEXT/*.txt -o runs/mine --size mini --minutes 20",
+        "firth pretrain modern-bert YOUR_TEXT/*.txt -o runs/mine --size mini --minutes 20",
         "firth adapt runs/mine train.tsv --text sentence --label label -o runs/task finetune",
     ):
         sys.stdout.write(f"    {command}\n")
 
 
 def _recipe(minutes: float) -> Recipe:
-    chosen = recipe("bert", size="mini", vocab_size=8192)
+    chosen = recipe("modern-bert", size="mini", vocab_size=8192)
     training = replace(
         chosen.training,
         steps=None,

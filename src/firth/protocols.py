@@ -118,7 +118,7 @@ class Batch:
         if device.type == "cpu":
             return self
         moved = {
-            f.name: tensor.pin_memory().to(device, non_blocking=True)
+            f.name: tensor.to(device, non_blocking=True)
             for f in fields(self)
             if f.name != "starts" and (tensor := getattr(self, f.name)) is not None
         }

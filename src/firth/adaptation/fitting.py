@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from firth.errors import DivergedError
 from firth.protocols import Batches, Example, Report, Task, Trainable
-from firth.training.loop import State, Training, steps
+from firth.training.loop import State, Step, Training, steps
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +67,7 @@ def fit(
     losses: list[float] = []
     waited = 0
     for step in steps(state, objective, batches, training, total_steps=total_steps):
-        if not np.isfinite(step.loss):
-            raise DivergedError(
-                f"fine-tuning: the loss became {step.loss} at step {step.step}; try a lower "
-                f"learning rate (now {step.learning_rate:.2g})"
-            )
+        _check_finite(step)
         losses.append(step.loss)
         if step.step % every and step.step != total_steps:
             continue
@@ -80,22 +76,32 @@ def fit(
         waited += 1
         if best is None or report.score > best.report.score:
             waited = 0
+            degenerate = task.degenerate(scores, dev)
             best = Fitted(
                 weights=_trained(network),
                 report=report,
                 seed=training.seed,
                 steps=step.step,
-                degenerate=task.degenerate(scores, dev),
+                degenerate=degenerate,
             )
         if waited > patience:
             break
     assert best is not None
     network.load_state_dict(best.weights, strict=False)
+    return replace(best, degenerate=best.degenerate or _is_flat(losses))
+
+
+def _check_finite(step: Step) -> None:
+    if not np.isfinite(step.loss):
+        raise DivergedError(
+            f"fine-tuning: the loss became {step.loss} at step {step.step}; try a lower "
+            f"learning rate (now {step.learning_rate:.2g})"
+        )
+
+
+def _is_flat(losses: list[float]) -> bool:
     tenth = max(1, len(losses) // 10)
-    flat = (
-        np.mean(losses[-tenth:]) > _FLAT * np.mean(losses[:tenth]) if len(losses) >= 20 else False
-    )
-    return Fitted(**{**vars(best), "degenerate": best.degenerate or bool(flat)})
+    return len(losses) >= 20 and bool(np.mean(losses[-tenth:]) > _FLAT * np.mean(losses[:tenth]))
 
 
 def _trained(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from firth.text.batches import ObjectiveBatches, PackedSequences, random_stream
 from firth.text.corpus import Corpus
 from firth.text.shards import Shards, write_shards
 from firth.text.tokenizers import Tokenizer
+from firth.text.vocabulary_report import vocabulary_report
 from firth.training import Run, State, steps_within, train
 from firth.training.distributed import Ranks, join, leave, wait
 from firth.training.tracking import read_metrics
@@ -32,6 +34,9 @@ from firth.training.tracking import read_metrics
 logger = logging.getLogger(__name__)
 
 _VALID_SEED, _SAMPLE_SEED = 7, 8
+
+_REPORTED = 200
+"""Held-out documents that the vocabulary report looks at."""
 
 
 def pretrain(
@@ -101,15 +106,7 @@ def _prepare(
     if (run / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(run)
     elif tokenizer is None:
-        settings = recipe.tokenizer
-        logger.info("training a %s tokenizer of %d tokens", settings.kind, settings.vocab_size)
-        tokenizer = Tokenizer.train(
-            corpus,
-            kind=settings.kind,
-            vocab_size=settings.vocab_size,
-            lowercase=settings.lowercase,
-            strip_accents=settings.strip_accents,
-        )
+        tokenizer = _train_tokenizer(recipe, corpus, valid)
     tokenizer.save(run, model_max_length=recipe.model.max_length)
     for side, documents in (("train", corpus), ("valid", valid)):
         shards = write_shards(documents, tokenizer, run / "data" / side)
@@ -122,6 +119,21 @@ def _prepare(
     if not settled.is_file():
         resolved = recipe.with_vocabulary(tokenizer.vocabulary.size)
         _write_recipe(run, resolved, requested)
+
+
+def _train_tokenizer(recipe: Recipe, corpus: Corpus, valid: Corpus) -> Tokenizer:
+    settings = recipe.tokenizer
+    logger.info("training a %s tokenizer of %d tokens", settings.kind, settings.vocab_size)
+    tokenizer = Tokenizer.train(
+        corpus,
+        kind=settings.kind,
+        vocab_size=settings.vocab_size,
+        lowercase=settings.lowercase,
+        strip_accents=settings.strip_accents,
+    )
+    for name, value in vocabulary_report(tokenizer, islice(valid, _REPORTED)).rows():
+        logger.info("    %s: %s", name, value)
+    return tokenizer
 
 
 def _check_same(run: Path, requested: Any, before: Any) -> None:

@@ -120,7 +120,7 @@ class _Process:
         assert self._process.stdout
         try:
             return pickle.load(self._process.stdout)
-        except EOFError as error:
+        except (EOFError, pickle.UnpicklingError) as error:
             raise self._dead() from error
 
     def close(self) -> None:
@@ -148,7 +148,8 @@ class _Process:
 def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone
+    gone = (EOFError, pickle.UnpicklingError, BrokenPipeError)
+    with contextlib.suppress(*gone):  # when the parent has ended
         cache = WordCache(*pickle.load(source))
         while True:
             pickle.dump(cache.encode(pickle.load(source)), sink, pickle.HIGHEST_PROTOCOL)

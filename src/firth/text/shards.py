@@ -183,7 +183,7 @@ def write_shards(
         ResourceError: if the disk is full, or an encoding process dies.
     """
     directory = Path(directory)
-    identity = {
+    settings = {
         "format": FORMAT,
         "corpus": corpus.fingerprint(),
         "tokenizer": tokenizer.content_hash,
@@ -191,41 +191,40 @@ def write_shards(
         "dtype": "uint16" if tokenizer.vocabulary.size <= 1 << 16 else "uint32",
     }
     for name in (MANIFEST, UNFINISHED):
-        _check_identity(directory / name, identity)
+        _check_identity(directory / name, settings)
     if (directory / MANIFEST).exists():
         return Shards.open(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    identity["shard_tokens"] = shard_tokens
-    writer = ShardWriter(directory, identity["dtype"], shard_tokens, _kept(directory, identity))
-
-    def save(name: str) -> None:
-        shards = writer.shards
-        record = {
-            **identity,
-            "num_tokens": sum(shard.tokens for shard in shards),
-            "num_documents": sum(shard.documents for shard in shards),
-            "shards": [asdict(shard) for shard in shards],
-        }
-        write_file(directory / name, json.dumps(record, indent=1).encode())
-
+    settings["shard_tokens"] = shard_tokens
+    writer = ShardWriter(directory, settings["dtype"], shard_tokens, _kept(directory, settings))
     documents = _checked(corpus, start=writer.documents_read)
     with writer, closing(encode_stream(documents, tokenizer.to_json(), workers=workers)) as stream:
         for encoded in stream:
             if writer.add(encoded):
-                save(UNFINISHED)
+                _save_manifest(directory / UNFINISHED, settings, writer.shards)
             if progress:
                 progress(writer.documents_read, writer.num_tokens)
         writer.finish()
     if not writer.shards:
         raise DataError("none of the corpus's documents has a token; check its files and settings")
-    save(MANIFEST)
+    _save_manifest(directory / MANIFEST, settings, writer.shards)
     (directory / UNFINISHED).unlink(missing_ok=True)
     return Shards.open(directory)
 
 
-def _check_identity(path: Path, identity: dict[str, Any]) -> None:
-    manifest = _read_manifest(path) or identity
-    for key, wanted in identity.items():
+def _save_manifest(path: Path, settings: dict[str, Any], shards: list[Shard]) -> None:
+    manifest = {
+        **settings,
+        "num_tokens": sum(shard.tokens for shard in shards),
+        "num_documents": sum(shard.documents for shard in shards),
+        "shards": [asdict(shard) for shard in shards],
+    }
+    write_file(path, json.dumps(manifest, indent=1).encode())
+
+
+def _check_identity(path: Path, settings: dict[str, Any]) -> None:
+    manifest = _read_manifest(path) or settings
+    for key, wanted in settings.items():
         if manifest[key] != wanted:
             raise DataError(
                 f"{path}: written for the {key} {manifest[key]}, expected {wanted}; choose another "

@@ -50,12 +50,8 @@ def train_backend(
     strip_accents: bool,
     max_bytes: int,
     min_frequency: int,
-) -> tuple[Tokenizer, dict[str, str]]:
-    """Trains a tokenizer; see `firth.text.tokenizers.Tokenizer.train`.
-
-    Returns:
-        the tokenizer, and its special tokens by role.
-    """
+) -> Tokenizer:
+    """Trains a tokenizer; see `firth.text.tokenizers.Tokenizer.train`."""
     if kind not in KINDS:
         raise ConfigError(f"no tokenizer of kind {kind!r}; {suggest(kind, KINDS)}")
     parts = KINDS[kind]
@@ -78,7 +74,7 @@ def train_backend(
         vocab_size=vocab_size, special_tokens=first, show_progress=False, **frequency
     )
     learner.train_from_iterator(sample, trainer)
-    return _finish(kind, learner, normalizer), parts.special
+    return _finish(kind, learner, normalizer)
 
 
 def sample_documents(documents: Iterable[str], max_bytes: int) -> list[str]:

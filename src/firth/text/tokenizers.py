@@ -9,7 +9,8 @@ The work is done by the `tokenizers` library. For encoding a whole corpus, see `
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +56,7 @@ class Tokenizer:
         tokenizer_json: the content of a tokenizer.json; padding and truncation, which files saved
             after padded use have on, are switched off.
         config: what a tokenizer_config.json holds; it names the special tokens, unless they have
-            well-known names.
+            well-known names. Kept by `save`.
         where: the place to name in an error.
 
     Raises:
@@ -68,12 +69,12 @@ class Tokenizer:
     ) -> None:
         # The library reads numbers with a rounding error, so what it would write is not the same.
         self._json = _canonical(tokenizer_json, where)
-        self._config = config or {}
         try:
             self._backend = Backend.from_str(self._json)
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
-        self._vocabulary = _vocabulary(self._backend, self._config, where)
+        self._vocabulary = _vocabulary(self._backend, config or {}, where)
+        self._config = self._plain_config() if config is None else config
 
     @classmethod
     def train(
@@ -105,7 +106,7 @@ class Tokenizer:
             ConfigError: if `kind` is unknown or `vocab_size` too small for it.
             DataError: if there is no text.
         """
-        backend, special = train_backend(
+        backend = train_backend(
             documents,
             kind,
             vocab_size,
@@ -114,14 +115,7 @@ class Tokenizer:
             max_bytes=max_bytes,
             min_frequency=min_frequency,
         )
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        config |= {f"{role}_token": token for role, token in special.items()}
-        if special["cls"] == "<s>":
-            config |= {"bos_token": special["cls"], "eos_token": special["sep"]}
-        else:
-            config |= {"model_input_names": INPUT_NAMES}
-        config |= {"clean_up_tokenization_spaces": False}
-        return cls(backend.to_str(), config)
+        return cls(backend.to_str())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -141,7 +135,7 @@ class Tokenizer:
             )
         tokens = _read_json(file.with_name(SPECIAL_TOKENS_FILE))
         config = {**tokens, **_read_json(file.with_name(CONFIG_FILE))}
-        return cls(file.read_text(encoding="utf-8"), config, where=file)
+        return cls(file.read_text(encoding="utf-8"), config or None, where=file)
 
     def save(
         self,
@@ -211,10 +205,23 @@ class Tokenizer:
             for text, line, encoding in zip(texts, joined, encodings, strict=True)
         ]
 
-    def encode_ids(self, texts: Sequence[Text], *, special_tokens: bool = True) -> list[np.ndarray]:
-        """The ids alone, int64, several times faster than `encode_batch`."""
+    def encode_ids(
+        self,
+        texts: Sequence[Text],
+        *,
+        special_tokens: bool = True,
+        max_length: int | None = None,
+    ) -> list[np.ndarray]:
+        """The ids alone, int64, several times faster than `encode_batch`.
+
+        Args:
+            texts: strings or lists of words.
+            special_tokens: add the tokens that open and close a sequence.
+            max_length: cut longer texts at their end, to this many tokens in all.
+        """
         joined = [_join(text) for text in texts]
-        encodings = _run(self._backend.encode_batch_fast, joined, special_tokens)
+        with self._truncation(max_length):
+            encodings = _run(self._backend.encode_batch_fast, joined, special_tokens)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
     def encode_pair(self, first: Text, second: Text) -> tuple[np.ndarray, np.ndarray]:
@@ -222,16 +229,22 @@ class Tokenizer:
         return self.encode_pairs_ids([(first, second)])[0]
 
     def encode_pairs_ids(
-        self, pairs: Sequence[tuple[Text, Text]]
+        self, pairs: Sequence[tuple[Text, Text]], *, max_length: int | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Encodes pairs as sequences: ``[CLS] A [SEP] B [SEP]``, or as the tokenizer's template is.
+
+        Args:
+            pairs: of strings or lists of words.
+            max_length: cut the longer text of a pair until both fit into this many tokens (Devlin
+                et al. 2019, A.2).
 
         Returns:
             for each pair the ids and the segments, int64: 0 for the first text, 1 for the second
             (0 for both where the template has no segments, as RoBERTa's).
         """
         joined = [(_join(first), _join(second)) for first, second in pairs]
-        encodings = _run(self._backend.encode_batch_fast, joined, True)
+        with self._truncation(max_length):
+            encodings = _run(self._backend.encode_batch_fast, joined, True)
         return [(np.array(e.ids, np.int64), np.array(e.type_ids, np.int64)) for e in encodings]
 
     def encode_documents(self, documents: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -285,6 +298,23 @@ class Tokenizer:
             offsets=offsets,
             words=words,
         )
+
+    @contextmanager
+    def _truncation(self, max_length: int | None) -> Iterator[None]:
+        if max_length is not None:
+            self._backend.enable_truncation(max_length, strategy="longest_first")
+        try:
+            yield
+        finally:
+            self._backend.no_truncation()
+
+    def _plain_config(self) -> dict[str, Any]:
+        """What `transformers` must know to use tokenizer.json as it is."""
+        names = {keys[0]: self.token(getattr(self._vocabulary, r)) for r, keys in ROLES.items()}
+        _, segments = self.encode_pair("a", "b")
+        inputs = {"model_input_names": INPUT_NAMES} if segments.any() else {}
+        plain = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **inputs}
+        return {**plain, "clean_up_tokenization_spaces": False}
 
     @cached_property
     def _word_cache(self) -> WordCache:

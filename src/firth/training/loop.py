@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,25 +124,13 @@ def steps(
         total_steps: where the schedule ends.
         ranks: this process among those that train together.
     """
-    device = next(state.model.parameters()).device
-    dtype = compute_dtype(training.precision, device)
     model = torch.compile(state.model, dynamic=True) if training.compile else state.model
-    parts = training.accumulation * ranks.world
-    mine = range(ranks.rank * training.accumulation, (ranks.rank + 1) * training.accumulation)
     state.model.train()
     begin = time.perf_counter()
     for batch in _ahead(batches, state.step, total_steps, training.workers):
         factor = training.schedule(state.step, total_steps)
         rate = set_learning_rates(state.optimizers, factor)
-        count = max(1, batch.num_predictions)
-        pieces = batch.split(parts)
-        total = torch.zeros((), device=device)
-        for part in mine:
-            seed_step(training.seed, state.step, part)
-            with computing(dtype, device):
-                loss = objective.loss(model, pieces[part].to(device)).total / count
-            loss.backward()
-            total += loss.detach()
+        total = _accumulate(model, objective, batch, training, state.step, ranks)
         add_up_gradients(state.model, ranks)
         add_up([total], ranks)
         norm = _update(state, training.clip)
@@ -160,6 +149,25 @@ def steps(
         )
         state.model.train()  # the caller may have evaluated
         begin = time.perf_counter()
+
+
+def _accumulate(
+    model: Any, objective: Trainable, batch: Batch, training: Training, step: int, ranks: Ranks
+) -> torch.Tensor:
+    """Adds up the gradients of this process's parts of a batch; returns their share of the loss."""
+    device = next(model.parameters()).device
+    dtype = compute_dtype(training.precision, device)
+    parts = batch.split(training.accumulation * ranks.world)
+    count = max(1, batch.num_predictions)
+    first = ranks.rank * training.accumulation
+    total = torch.zeros((), device=device)
+    for part in range(first, first + training.accumulation):
+        seed_step(training.seed, step, part)
+        with computing(dtype, device):
+            loss = objective.loss(model, parts[part].to(device)).total / count
+        loss.backward()
+        total += loss.detach()
+    return total
 
 
 def _update(state: State, clip: float) -> torch.Tensor:
