@@ -55,7 +55,9 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
                 raise ConfigError(f"{place}type is {value!r}, expected {cls.__name__!r}")
             continue
         if key not in fields:
-            raise ConfigError(f"{place}{_unknown(key, fields, cls.__name__)}")
+            raise ConfigError(
+                f"{place}unknown setting {key!r} of {cls.__name__}; {suggest(key, fields)}"
+            )
         arguments[key] = _convert(hints[key], value, f"{place}{cls.__name__}.{key}")
     try:
         return cls(**arguments)
@@ -66,24 +68,36 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
 def override(config: T, changes: Mapping[str, Any], *, where: str = "") -> T:
     """Replaces fields named by dotted paths, for instance ``{"training.steps": 500}``.
 
-    Replacing a tagged field by a dictionary with another ``type`` builds that class afresh.
+    All changes are made before anything is checked, so their order does not matter.
     """
+    tree: dict[str, Any] = {}
     for path, value in changes.items():
-        config = _replace(config, path.split("."), value, where=where)
-    return config
+        *parents, name = path.split(".")
+        inner = tree
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = value
+    return merge(config, tree, where=where)
 
 
 def merge(config: T, data: Mapping[str, Any], *, where: str = "") -> T:
-    """Lays a nested dictionary (a TOML file, say) over a dataclass tree."""
+    """Lays a nested dictionary (a TOML file, say) over a dataclass tree.
+
+    A dictionary with another ``type`` than the field holds replaces it by that class's defaults.
+    """
+    tree = to_dict(config)
+    _lay(tree, data)
+    return from_dict(type(config), tree, where=where)
+
+
+def _lay(tree: dict[str, Any], data: Mapping[str, Any]) -> None:
     for key, value in data.items():
-        if key == "type":
-            continue
-        current = getattr(config, key, None)
-        nested = isinstance(value, Mapping) and dataclasses.is_dataclass(current)
-        same_class = nested and value.get("type", type(current).__name__) == type(current).__name__
-        new = merge(current, value, where=where) if same_class else value
-        config = _replace(config, [key], new, where=where)
-    return config
+        old = tree.get(key)
+        tag = old.get("type") if isinstance(old, dict) else None
+        if isinstance(value, Mapping) and isinstance(old, dict) and value.get("type", tag) == tag:
+            _lay(old, value)
+        else:
+            tree[key] = value
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -122,26 +136,6 @@ def suggest(word: str, known: typing.Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
 
-def _unknown(key: str, fields: list[str], name: str) -> str:
-    return f"unknown setting {key!r} of {name}; {suggest(key, fields)}"
-
-
-def _replace(config: Any, path: list[str], value: Any, *, where: str) -> Any:
-    place = f"{where}: " if where else ""
-    fields = [f.name for f in dataclasses.fields(config)]
-    if path[0] not in fields:
-        raise ConfigError(f"{place}{_unknown(path[0], fields, type(config).__name__)}")
-    if len(path) > 1:
-        inner = getattr(config, path[0])
-        if not dataclasses.is_dataclass(inner):
-            raise ConfigError(f"{place}{path[0]} is a plain value and has no {'.'.join(path[1:])}")
-        value = _replace(inner, path[1:], value, where=where)
-    else:
-        hint = typing.get_type_hints(type(config))[path[0]]
-        value = _convert(hint, value, f"{place}{type(config).__name__}.{path[0]}")
-    return dataclasses.replace(config, **{path[0]: value})
-
-
 def _convert(hint: Any, value: Any, place: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -152,11 +146,11 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         if value not in arguments:
             raise ConfigError(f"{place} is {value!r}; {suggest(str(value), map(str, arguments))}")
         return value
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, typing.cast(type, hint)):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
             return value
         if isinstance(value, Mapping):
-            return from_dict(typing.cast(type, hint), value, where=place)
+            return from_dict(hint, value, where=place)
     elif origin in (tuple, list) and isinstance(value, (list, tuple)):
         inner = arguments[0] if arguments else Any
         return origin(_convert(inner, item, f"{place}[{i}]") for i, item in enumerate(value))
@@ -174,7 +168,9 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
 def _convert_union(choices: tuple[Any, ...], value: Any, place: str) -> Any:
     if value is None and type(None) in choices:
         return None
-    classes = {c.__name__: c for c in choices if dataclasses.is_dataclass(c)}
+    classes = {
+        c.__name__: c for c in choices if dataclasses.is_dataclass(c) and isinstance(c, type)
+    }
     if isinstance(value, Mapping) and classes:
         tag = value.get("type") if "type" in value or len(classes) > 1 else next(iter(classes))
         if tag not in classes:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from firth.errors import UnsupportedError
+from firth.errors import ConfigError, UnsupportedError
 
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -31,6 +31,8 @@ def prepare_process(threads: int | None = None) -> None:
             libc.mallopt(_M_MMAP_MAX, 0)
             libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"threads is {threads}, expected at least 1")
         torch.set_num_threads(threads)
 
 
@@ -42,7 +44,10 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is unknown; expected auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError(f"device {name!r}: no CUDA device was found; use --device cpu")
     return device

@@ -73,9 +73,8 @@ def bert(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     above, beta2 0.98, warm-up 6 %; no dropout, since a short run sees its text only a few times
     (Geiping and Goldstein 2023, section 4.3; set `model.dropout` to 0.1 for many epochs).
     """
-    shape = _shape(size)
-    model = BertConfig(vocab_size=vocab_size, dropout=0.0, **shape)
-    lr = 1e-3 if shape["hidden_size"] <= 256 else 5e-4
+    model = _config(size, vocab_size)
+    lr = 1e-3 if model.hidden_size <= 256 else 5e-4
     return Recipe(
         name="bert",
         model=model,
@@ -93,9 +92,9 @@ def modern_bert(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     Departures: intermediate size 2/3 of BERT's, so that the gated layer has as many weights;
     Muon with AdamW for the rest instead of StableAdamW; the rate falls from 30 % to 15 %.
     """
-    shape = _shape(size)
-    shape["intermediate_size"] = -(-shape["intermediate_size"] * 2 // 3 // 64) * 64
-    model = modern(BertConfig(vocab_size=vocab_size, max_length=1024, **shape))
+    plain = _config(size, vocab_size)
+    gated = -(-plain.intermediate_size * 2 // 3 // 64) * 64
+    model = modern(replace(plain, intermediate_size=gated, max_length=1024))
     return Recipe(
         name="modern-bert",
         model=model,
@@ -121,7 +120,15 @@ def recipe(name: str, **arguments: Any) -> Recipe:
     return RECIPES[name](**arguments)
 
 
-def _shape(size: str) -> dict[str, int]:
+def _config(size: str, vocab_size: int, *, dropout: float = 0.0) -> BertConfig:
     if size not in SIZES:
         raise ConfigError(f"unknown size {size!r}; {suggest(size, SIZES)}")
-    return dict(SIZES[size])
+    shape = SIZES[size]
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape["hidden_size"],
+        num_layers=shape["num_layers"],
+        num_heads=shape["num_heads"],
+        intermediate_size=shape["intermediate_size"],
+        dropout=dropout,
+    )

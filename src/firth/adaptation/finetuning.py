@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -42,6 +43,10 @@ class FineTuning:
     warmup: float = 0.1
     reset_layers: int = 1
     """Top layers drawn anew before training."""
+    pooling: Literal["auto", "first", "mean"] = "auto"
+    """What the head sees of a sequence: its first token, as BERT's and RoBERTa's own heads do, or
+    the mean of all, which few labels favour; "auto" takes the mean where the family's head in
+    `transformers` allows it (ModernBERT), else the first."""
     dropout: float = 0.1
     patience: int = 10
     """Scorings of dev without improvement before stopping (there are about twenty a run)."""

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from firth.errors import DivergedError
 from firth.protocols import Batches, Example, Report, Task, Trainable
-from firth.training.loop import State, Step, Training, steps
+from firth.training.loop import State, Training, steps
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +64,12 @@ def fit(
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
     best: Fitted | None = None
     losses: list[float] = []
-    waited = 0
+    waited, broken = 0, False
     for step in steps(state, objective, batches, training, total_steps=total_steps):
-        _check_finite(step)
+        if not np.isfinite(step.loss):
+            logger.warning("seed %d: the loss became %s", training.seed, step.loss)
+            broken = True
+            break
         losses.append(step.loss)
         if step.step % every and step.step != total_steps:
             continue
@@ -84,19 +86,16 @@ def fit(
                 steps=step.step,
                 degenerate=degenerate,
             )
-        if waited > patience:
+        if waited >= patience:
             break
-    assert best is not None
-    network.load_state_dict(best.weights, strict=False)
-    return replace(best, degenerate=best.degenerate or _is_flat(losses))
-
-
-def _check_finite(step: Step) -> None:
-    if not np.isfinite(step.loss):
-        raise DivergedError(
-            f"fine-tuning: the loss became {step.loss} at step {step.step}; try a lower "
-            f"learning rate (now {step.learning_rate:.2g})"
+    if best is None:  # it broke down before the first scoring
+        report = task.evaluate(np.nan_to_num(evaluate()), dev)
+        weights = _trained(network)
+        best = Fitted(
+            weights=weights, report=report, seed=training.seed, steps=state.step, degenerate=True
         )
+    network.load_state_dict(best.weights, strict=False)
+    return replace(best, degenerate=best.degenerate or broken or _is_flat(losses))
 
 
 def _is_flat(losses: list[float]) -> bool:

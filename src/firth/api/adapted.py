@@ -22,8 +22,14 @@ from firth.config import from_dict, read_json, to_dict
 from firth.device import Precision
 from firth.errors import ConfigError, DataError, DivergedError
 from firth.inference.forward import Engine
-from firth.interop.huggingface import LoadedModel, ProblemType, save_model, stock_head
-from firth.models.mix import LayerMix, SequenceHead
+from firth.interop.huggingface import (
+    LoadedModel,
+    ProblemType,
+    save_model,
+    stock_family,
+    stock_head,
+)
+from firth.models.mix import LayerMix, Pooling, SequenceHead
 from firth.protocols import Example, Report, Text
 from firth.tasks import TASKS
 from firth.tasks.classification import Classification, Kind
@@ -73,6 +79,10 @@ class AdaptedModel:
     def predict(self, texts: Sequence[Text | tuple[Text, Text]]) -> list[Any]:
         """A `Prediction` for each text (or pair, where the task is about pairs)."""
         pair = self.task.text_pair is not None
+        if isinstance(texts, str):
+            raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
+        if pair and any(isinstance(text, str) or len(text) != 2 for text in texts):
+            raise ConfigError("this task is about pairs of texts: give (first, second) for each")
         examples = [Example(texts=tuple(t) if pair else (t,)) for t in texts]  # type: ignore[arg-type]
         return self.task.decode(self.scores(examples))
 
@@ -137,7 +147,7 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
     assert loaded.head is not None
     tokenizer = Tokenizer.load(path)
     if not (path / "adaptation.json").is_file():
-        kinds = {name: kind for kind, name in _PROBLEM_TYPES.items()}
+        kinds: dict[str, Kind] = {name: kind for kind, name in _PROBLEM_TYPES.items()}
         kind = kinds[loaded.problem_type or "single_label_classification"]
         return AdaptedModel(
             AdaptedNetwork(loaded.model, loaded.head),
@@ -201,12 +211,14 @@ def adapt(
         DataError: if a file cannot be read, or there are too few examples.
         DivergedError: if every seed, restarts included, gave a degenerate run.
     """
+    if not seeds:
+        raise ConfigError("seeds is empty; give at least one seed, for instance (0,)")
     adaptation = adaptation or FineTuning()
     train = task.read(train) if isinstance(train, (str, Path)) else list(train)
     dev = task.read(dev) if isinstance(dev, (str, Path)) else dev
     if dev is None:
         train, dev = _hold_out(train)
-    task = task.fit_labels(train)
+    task = _with_labels(task, train, dev)
     length = min(adaptation.max_length, lm.max_length)
     data = _Data(
         (list(train), EncodedExamples.of(train, lm.tokenizer, length)),
@@ -236,11 +248,23 @@ def adapt(
     )
 
 
+def _with_labels(
+    task: Classification, train: Sequence[Example], dev: Sequence[Example]
+) -> Classification:
+    """The task with the labels of both parts; a rare one may be in dev alone."""
+    both = train if task.kind == "regression" else [*train, *dev]
+    return task.fit_labels(both)
+
+
 def _network(
     lm: LanguageModel, task: Classification, adaptation: FineTuning | Frozen, seed: int
 ) -> AdaptedNetwork:
     torch.manual_seed(seed)
-    head = stock_head(lm.model.config, task.num_outputs, adaptation.dropout)
+    config = lm.model.config
+    pooling: Pooling = "mean" if stock_family(config) == "modernbert" else "first"
+    if isinstance(adaptation, FineTuning) and adaptation.pooling != "auto":
+        pooling = adaptation.pooling
+    head = stock_head(config, task.num_outputs, adaptation.dropout, pooling=pooling)
     network = adaptation.network(lm.model, head, seed)
     return network.to(next(lm.model.parameters()).device)
 

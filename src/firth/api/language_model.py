@@ -57,8 +57,10 @@ class LanguageModel:
 
     @property
     def max_length(self) -> int:
-        """Longest sequence of the model, in tokens."""
-        return self.model.config.max_length
+        """Longest sequence, in tokens: learned positions that training never saw do not count."""
+        config = self.model.config
+        trained = self.record.get("max_length", config.max_length)
+        return trained if config.positions == "learned" else config.max_length
 
     @cached_property
     def engine(self) -> Engine:
@@ -114,6 +116,9 @@ class LanguageModel:
         wanted = chosen_layers(layers, len(self.model.layers))
         one = isinstance(layers, int)
         if unit == "sentence":
+            if not encodings:
+                several = () if one else (len(wanted or (0,)),)
+                return np.empty((0, *several, self.model.config.hidden_size), np.float32)
             vectors = embed_sentences(self.engine, encodings, layers=wanted, pooling=pooling)
             return vectors[:, 0] if one else vectors
         if unit not in ("word", "token"):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,7 +20,7 @@ from firth.device import pick_device, prepare_process
 from firth.errors import ConfigError
 from firth.inference.forward import Engine
 from firth.inference.scoring import fill
-from firth.interop.huggingface import save_model
+from firth.interop.huggingface import load_model, save_model
 from firth.models import Bert
 from firth.recipes import Recipe
 from firth.text.batches import ObjectiveBatches, PackedSequences, random_stream
@@ -81,9 +82,12 @@ def pretrain(
     shards = {side: Shards.open(run / "data" / side) for side in ("train", "valid")}
     resolved = _fix_steps(run, resolved, shards["train"], ranks, torch_device)
     how = _How(ranks, torch_device, tensorboard, resume_hint)
-    model = _train(run, resolved, shards, how)
+    _train(run, resolved, shards, how)
     leave()
-    return LanguageModel(model.eval(), Tokenizer.load(run), run, record={"recipe": resolved.name})
+    loaded = load_model(run)  # the averaged weights, where they are kept
+    return LanguageModel(
+        loaded.model.to(torch_device), Tokenizer.load(run), run, record=loaded.firth
+    )
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -97,10 +101,8 @@ def _prepare(
 ) -> None:
     """Tokenizer, shards and the resolved recipe: whatever is not there yet."""
     run.mkdir(parents=True, exist_ok=True)
-    settled = run / "recipe.json"
     requested = json.loads(json.dumps(to_dict(recipe)))
-    if settled.is_file():
-        _check_same(run, requested, read_json(settled)["requested"])
+    begun = _check_same(run, requested)
     if valid is None:
         corpus, valid = corpus.split(valid=recipe.data.valid, seed=recipe.training.seed)
     if (run / "tokenizer.json").is_file():
@@ -116,9 +118,8 @@ def _prepare(
             f"{shards.num_tokens:,}",
             f"{shards.num_documents:,}",
         )
-    if not settled.is_file():
-        resolved = recipe.with_vocabulary(tokenizer.vocabulary.size)
-        _write_recipe(run, resolved, requested)
+    if not begun:
+        _write_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size), requested)
 
 
 def _train_tokenizer(recipe: Recipe, corpus: Corpus, valid: Corpus) -> Tokenizer:
@@ -136,9 +137,21 @@ def _train_tokenizer(recipe: Recipe, corpus: Corpus, valid: Corpus) -> Tokenizer
     return tokenizer
 
 
-def _check_same(run: Path, requested: Any, before: Any) -> None:
+def _check_same(run: Path, requested: Any) -> bool:
+    """Whether training has begun here with these settings.
+
+    What an attempt with other settings left behind before training is removed.
+    """
+    record = read_json(run / "recipe.json") if (run / "recipe.json").is_file() else None
+    if record is None or (record["recipe"] is None and record["requested"] != requested):
+        if record is not None:
+            (run / "tokenizer.json").unlink(missing_ok=True)
+            shutil.rmtree(run / "data", ignore_errors=True)
+        _write_recipe(run, None, requested)
+        return False
+    before = record["requested"]
     if requested == before:
-        return
+        return record["recipe"] is not None
     changed = ", ".join(_differences(requested, before))
     raise ConfigError(
         f"{run} holds a run with other settings ({changed}); give the settings it was started with "
@@ -156,7 +169,7 @@ def _differences(new: Any, old: Any, place: str = "") -> list[str]:
     return [] if new == old else [f"{place}: {old} there, {new} now"]
 
 
-def _write_recipe(run: Path, recipe: Recipe, requested: Any) -> None:
+def _write_recipe(run: Path, recipe: Recipe | None, requested: Any) -> None:
     record = {"firth": __version__, "recipe": to_dict(recipe), "requested": requested}
     write_text(run / "recipe.json", json.dumps(record, indent=1))
 
@@ -207,7 +220,7 @@ class _How:
     resume_hint: str
 
 
-def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> Bert:
+def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> None:
     tokenizer = Tokenizer.load(run)
     training, vocabulary = recipe.training, tokenizer.vocabulary
     assert training.steps is not None
@@ -218,7 +231,8 @@ def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> B
 
     def export(trained: nn.Module) -> None:
         assert isinstance(trained, Bert)
-        save_model(run, trained, vocabulary=vocabulary, firth={"recipe": recipe.name})
+        record = {"recipe": recipe.name, "max_length": recipe.data.max_length}
+        save_model(run, trained, vocabulary=vocabulary, firth=record)
         write_text(run / "README.md", model_card(run, recipe, shards))
 
     # Validation masks 15 % whatever the training rate, so that runs compare.
@@ -238,7 +252,6 @@ def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> B
     )
     batches = ObjectiveBatches(packed, recipe.objective, total_steps=training.steps)
     train(State.begin(model, training), recipe.objective, batches, training, plan)
-    return model
 
 
 def _announce(recipe: Recipe, model: Bert, steps_per_epoch: int, device: torch.device) -> None:

@@ -88,7 +88,7 @@ def _log_to_stderr() -> None:
         return
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         from rich.console import Console
         from rich.logging import RichHandler
 

@@ -12,39 +12,36 @@ from firth.errors import ConfigError, DataError
 from firth.text.files import Statistics, read_text
 
 
-def parse(options: Any, arguments: Sequence[str], verb: str, *, more: bool = False) -> Any:
-    """Fills an options dataclass from the command line; `more` also returns what is left over."""
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    return tyro.cli(
-        options,
-        args=list(arguments),
-        prog=f"firth {verb}",
-        config=config[:1],
-        return_unknown_args=more,
-    )
+def parse(options: Any, arguments: Sequence[str], verb: str) -> Any:
+    """Fills an options dataclass from the command line."""
+    config = (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(options, args=list(arguments), prog=f"firth {verb}", config=config)
 
 
-def settings(leftover: Sequence[str]) -> dict[str, Any]:
-    """Dotted settings such as `--training.clip 0.5` or `--training.clip=0.5`.
+def take_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Takes dotted settings (`--training.clip 0.5`, `--training.clip=0.5`) out of the arguments.
+
+    Returns:
+        The other arguments, and the settings by their dotted names.
 
     Raises:
-        ConfigError: if something else is left over.
+        ConfigError: if a setting has no value.
     """
+    others: list[str] = []
     found: dict[str, Any] = {}
-    words = [part for word in leftover for part in word.split("=", 1)]
-    while words:
-        name = words.pop(0)
-        if not name.startswith("--") or not words:
-            raise ConfigError(
-                f"{name!r} is not understood; settings are written --part.name value, see "
-                "`firth recipes show NAME`"
-            )
-        value = words.pop(0)
+    words = iter(arguments)
+    for word in words:
+        name, given, value = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            others.append(word)
+            continue
+        if not given and (value := next(words, "--")).startswith("--"):
+            raise ConfigError(f"{name} needs a value; see `firth recipes show NAME`")
         try:
             found[name[2:].replace("-", "_")] = json.loads(value)
         except ValueError:
             found[name[2:].replace("-", "_")] = value
-    return found
+    return others, found
 
 
 def read_lines(path: str) -> list[str]:
@@ -67,5 +64,7 @@ def print_rows(rows: Iterable[dict[str, Any]], *, as_json: bool) -> None:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return text.replace("\t", " ").replace("\n", " ")

@@ -2,18 +2,20 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from firth.api import pretrain as pretrain_model
-from firth.cli.options import parse, settings
+from firth.cli.options import parse, take_settings
 from firth.config import merge, override, read_toml
+from firth.device import prepare_process
 from firth.errors import ConfigError
 from firth.recipes import Recipe, recipe
 from firth.text.corpus import Corpus
+from firth.training.loop import BUDGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +64,15 @@ class Options:
 
 def pretrain(arguments: Sequence[str]) -> None:
     """Runs the verb."""
-    options, leftover = parse(Options, arguments, "pretrain", more=True)
+    others, settings = take_settings(arguments)
+    options = parse(Options, others, "pretrain")
     if not options.corpus:
         raise ConfigError("no text was given: firth pretrain RECIPE FILES... -o RUN")
-    if options.threads is not None:
-        import torch
-
-        torch.set_num_threads(options.threads)
+    prepare_process(options.threads)
     valid = _corpus(options.valid, options) if options.valid else None
     command = shlex.join(["firth", "pretrain", *arguments])
     pretrain_model(
-        _recipe(options, leftover),
+        _recipe(options, settings),
         _corpus(options.corpus, options),
         options.output,
         valid=valid,
@@ -98,12 +98,20 @@ def _corpus(paths: Sequence[str], options: Options) -> Corpus:
     )
 
 
-def _recipe(options: Options, leftover: Sequence[str]) -> Recipe:
-    """Recipe, then file, then command line."""
+def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
+    """Recipe, then file, then command line; a budget replaces those that came before."""
     chosen = recipe(options.recipe, size=options.size, vocab_size=options.vocab)
-    if options.config is not None:
-        chosen = merge(chosen, read_toml(options.config), where=options.config)
-    budget = {n: getattr(options, n) for n in ("steps", "tokens", "epochs", "minutes")}
-    if any(value is not None for value in budget.values()):
-        chosen = replace(chosen, training=replace(chosen.training, **budget))
-    return override(chosen, settings(leftover))
+    file = {} if options.config is None else read_toml(options.config)
+    chosen = merge(
+        _without_budget(chosen, file.get("training", {})), file, where=options.config or ""
+    )
+    flags = {f"training.{name}": getattr(options, name) for name in BUDGETS}
+    settings = {**{path: value for path, value in flags.items() if value is not None}, **settings}
+    named = [path.removeprefix("training.") for path in settings]
+    return override(_without_budget(chosen, named), settings)
+
+
+def _without_budget(chosen: Recipe, named: Iterable[str]) -> Recipe:
+    if not set(named) & set(BUDGETS):
+        return chosen
+    return replace(chosen, training=replace(chosen.training, **dict.fromkeys(BUDGETS)))

@@ -48,8 +48,9 @@ def recipes(arguments: Sequence[str]) -> None:
 
     options = parse(RecipesOptions, arguments, "recipes")
     if not options.words:
-        for name, function in RECIPES.items():
-            print(f"{name}\t{(function.__doc__ or '').strip().splitlines()[0]}")
+        known = {name: (f.__doc__ or "").strip().splitlines()[0] for name, f in RECIPES.items()}
+        lines = [f"{name}\t{what}" for name, what in known.items()]
+        print(json.dumps(known) if options.json else "\n".join(lines))
         return
     if options.words[0] != "show" or len(options.words) != 2:
         raise ConfigError("expected nothing or: firth recipes show NAME")

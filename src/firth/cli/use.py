@@ -76,11 +76,12 @@ def embed(arguments: Sequence[str]) -> None:
     found = model.embed(texts, unit=options.unit, layers=layers, pooling=options.pooling)
     target = Path(options.output)
     if options.unit == "sentence":
-        np.save(target, found)
+        _write(target, found)
         print(f"{target}\t{'x'.join(map(str, found.shape))}")
         return
-    vectors = np.concatenate([one.vectors for one in found])
-    np.save(target, vectors)
+    shape = model.embed([""], layers=layers).shape[1:]
+    vectors = np.concatenate([np.empty((0, *shape), np.float32), *(one.vectors for one in found)])
+    _write(target, vectors)
     units = target.with_suffix(".units.tsv")
     with units.open("w", encoding="utf-8") as file:
         file.write("line\tstart\tend\tunit\n")
@@ -88,6 +89,11 @@ def embed(arguments: Sequence[str]) -> None:
             for unit, (start, end) in zip(one_text.units, one_text.offsets, strict=True):
                 file.write(f"{number}\t{start}\t{end}\t{unit}\n")
     print(f"{target}\t{'x'.join(map(str, vectors.shape))}\t{units}")
+
+
+def _write(path: Path, vectors: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a name, numpy would change it
+        np.save(file, vectors)
 
 
 def fill(arguments: Sequence[str]) -> None:
@@ -114,7 +120,8 @@ def score(arguments: Sequence[str]) -> None:
     scores = model.score(read_lines(options.file))
     rows = []
     for one in scores:
-        row = {"nats": one.total, "perplexity": one.perplexity, "text": one.text}
+        perplexity = one.perplexity if one.tokens else None
+        row = {"nats": one.total, "perplexity": perplexity, "text": one.text}
         if options.json:
             values = [round(value, 4) for value in one.log_probabilities.tolist()]
             row |= {"method": one.method, "tokens": one.tokens, "log_probabilities": values}

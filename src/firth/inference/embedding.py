@@ -91,7 +91,7 @@ def _join(pieces: list[Window], pooled: list[np.ndarray], text: int, how: Poolin
     own = [(w.end - w.begin, v) for w, v in zip(pieces, pooled, strict=True) if w.text == text]
     values = np.stack([v for _, v in own])
     if how == "mean":
-        return np.average(values, axis=0, weights=[n for n, _ in own])
+        return np.average(values, axis=0, weights=[n for n, _ in own]).astype(np.float32)
     return {"max": values.max(0), "first": values[0], "last": values[-1]}[how]
 
 
@@ -136,10 +136,11 @@ def word_vectors(encoding: Encoding, states: np.ndarray, words: Sequence[str] | 
     sums = np.zeros((count, *states.shape[1:]), dtype=np.float32)
     np.add.at(sums, owner, states[inside])
     tokens = np.bincount(owner, minlength=count)
-    vectors = sums / np.maximum(1, tokens)[:, None, None]
+    vectors = sums / np.maximum(1, tokens).astype(np.float32)[:, None, None]
     if words is not None:
-        ends = np.cumsum([len(word) + 1 for word in words], dtype=np.int64) - 1
-        offsets = np.stack([ends - [len(word) for word in words], ends], axis=1)
+        lengths = np.array([len(word) for word in words], dtype=np.int64)
+        ends = np.cumsum(lengths + 1) - 1
+        offsets = np.stack([ends - lengths, ends], axis=1)
     else:
         low = np.full(count, len(encoding.text), dtype=np.int64)
         high = np.zeros(count, dtype=np.int64)

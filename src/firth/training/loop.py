@@ -18,6 +18,8 @@ from firth.training.distributed import Ranks, add_up, add_up_gradients
 from firth.training.optimizers import AdamW, Optimizer, WeightAverage, set_learning_rates
 from firth.training.schedules import Schedule
 
+BUDGETS = ("steps", "tokens", "epochs", "minutes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -47,10 +49,12 @@ class Training:
     """Threads that prepare batches ahead; any number gives the same batches."""
 
     def __post_init__(self) -> None:
-        budgets = ("steps", "tokens", "epochs", "minutes")
-        given = [name for name in budgets if getattr(self, name) is not None]
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"give one budget, not several: {', '.join(given)}")
+        for name in given:
+            if getattr(self, name) <= 0 or (name == "steps" and getattr(self, name) < 1):
+                raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 1")
         for name in ("batch_tokens", "accumulation", "log_every", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 1")

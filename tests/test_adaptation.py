@@ -1,0 +1,510 @@
+"""Teaching a model a task: it learns, leaves the model alone, and is saved whole."""
+
+import gzip
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import firth
+from firth.adaptation import FineTuning, Frozen
+from firth.adaptation.fitting import fit
+from firth.adaptation.frozen import extract
+from firth.adaptation.network import AdaptedNetwork, EncodedExamples, score_examples
+from firth.errors import ConfigError, DivergedError
+from firth.inference.forward import Engine
+from firth.models.mix import SequenceHead, pool
+from firth.protocols import Batch, Example, Loss, Report
+from firth.tasks import Classification
+from firth.text.batches import collate
+from firth.training import AdamW, Schedule, Training
+
+DEMO_DATA = Path(firth.__file__).parent / "demo_data"
+FINE = FineTuning(lr=1e-3, min_steps=40, batch_size=16, precision="float32")
+FROZEN = Frozen(lr=5e-3, min_steps=150, batch_size=16, precision="float32")
+WORDS = ["the", "results", "of", "our", "system", "are", "shown", "in", "table", "corpus"]
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_run) -> firth.LanguageModel:
+    model = firth.load(tiny_run, device="cpu", precision="float32")
+    assert isinstance(model, firth.LanguageModel)
+    return model
+
+
+def sentences(seed: int, count: int) -> list[tuple[str, bool, bool]]:
+    """Sentences, and whether each speaks of translation and of parsing."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        words = rng.choice(WORDS, rng.integers(3, 9)).tolist()
+        first, second = (bool(draw) for draw in rng.random(2) < 0.5)
+        for holds, word in ((first, "translation"), (second, "parsing")):
+            if holds:
+                words.insert(int(rng.integers(len(words) + 1)), word)
+        found.append((" ".join(words), first, second))
+    return found
+
+
+def examples_of(kind: str, seed: int, count: int) -> list[Example]:
+    """Labelled examples that anyone can learn: what a sentence speaks of."""
+    examples = []
+    for text, first, second in sentences(seed, count):
+        chosen = tuple(n for n, holds in (("mt", first), ("syntax", second)) if holds)
+        label = {
+            "single": "mt" if first else "other",
+            "pair": "mt" if first else "other",
+            "multi_label": chosen,
+            "regression": 100 + 20.0 * first - 5.0 * second,
+        }[kind]
+        half = len(text.split()) // 2
+        parts = (" ".join(text.split()[:half]), " ".join(text.split()[half:]))
+        examples.append(Example(texts=parts if kind == "pair" else (text,), label=label))
+    return examples
+
+
+def task_of(kind: str) -> Classification:
+    if kind == "pair":
+        return Classification(text_pair="second")
+    return Classification(kind=kind)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(lm) -> firth.AdaptedModel:
+    train, dev = examples_of("single", 0, 160), examples_of("single", 1, 60)
+    return firth.adapt(lm, task_of("single"), train, FINE, dev=dev, seeds=range(3))
+
+
+@pytest.fixture(scope="module")
+def frozen(lm) -> firth.AdaptedModel:
+    train, dev = examples_of("single", 0, 160), examples_of("single", 1, 60)
+    return firth.adapt(lm, task_of("single"), train, FROZEN, dev=dev)
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+# Learning
+
+
+def test_fine_tuning_learns(fine_tuned):
+    report = fine_tuned.evaluate(examples_of("single", 2, 200))
+    assert report.score > 0.95
+    assert report.num_examples == 200
+
+
+def test_frozen_features_learn(frozen):
+    assert frozen.evaluate(examples_of("single", 2, 200)).score > 0.9
+    shares = frozen.layer_shares()
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(1, abs=1e-6)
+    assert max(shares) - min(shares) > 0.001  # the mix is learned, too
+
+
+@pytest.fixture(scope="module")
+def roles() -> dict[str, list[Example]]:
+    """Sentences of abstracts with the role that each plays."""
+    task = Classification(text="sentence")
+    parts = {"train": 400, "dev": 100, "test": 300}
+    return {
+        part: task.read(DEMO_DATA / f"roles.{part}.tsv.gz")[:count] for part, count in parts.items()
+    }
+
+
+@pytest.mark.parametrize("how", [replace(FINE, min_steps=120), replace(FROZEN, min_steps=300)])
+def test_roles_of_real_sentences_are_learned(lm, roles, how):
+    task = Classification(text="sentence")
+    adapted = firth.adapt(lm, task, roles["train"], how, dev=roles["dev"])
+    labels = [example.label for example in roles["test"]]
+    majority = max(map(labels.count, labels)) / len(labels)
+    report = adapted.evaluate(roles["test"])
+    assert report.score > majority + 0.05, (report.score, majority)
+    assert len(adapted.task.labels) == 5
+
+
+def test_the_language_model_stays_as_it_was(lm):
+    before = weights(lm.model)
+    vectors = lm.embed(["The results of our system."])
+    flags = [(p.requires_grad, p.grad is None) for p in lm.model.parameters()]
+    rates = [m.rate for m in lm.model.modules() if hasattr(m, "rate")]
+    for how in (FineTuning(epochs=1, lr=1e-2), Frozen(epochs=1)):
+        adapted = firth.adapt(lm, task_of("single"), examples_of("single", 0, 40), how)
+        assert adapted.network.body is not lm.model
+    assert same(before, lm.model.state_dict())
+    assert np.array_equal(vectors, lm.embed(["The results of our system."]))
+    assert [(p.requires_grad, p.grad is None) for p in lm.model.parameters()] == flags
+    assert [m.rate for m in lm.model.modules() if hasattr(m, "rate")] == rates
+    assert not lm.model.training
+
+
+def test_fine_tuning_changes_every_layer_and_frozen_none(lm, fine_tuned, frozen):
+    body = dict(lm.model.named_parameters())
+    kept = {n for n, p in fine_tuned.network.body.named_parameters() if torch.equal(p, body[n])}
+    assert {name for name in kept if not name.startswith("head.")} == set()
+    assert same(weights(lm.model), weights(frozen.network.body))
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("how", [FINE, FROZEN], ids=["finetune", "frozen"])
+@pytest.mark.parametrize("kind", ["single", "pair", "multi_label", "regression"])
+def test_saved_and_loaded_it_gives_the_same_scores(lm, tmp_path, kind, how):
+    how = replace(how, epochs=2)
+    adapted = firth.adapt(lm, task_of(kind), examples_of(kind, 0, 80), how)
+    adapted.save(tmp_path)
+    loaded = firth.load(tmp_path, device="cpu", precision="float32")
+    assert isinstance(loaded, firth.AdaptedModel)
+    new = examples_of(kind, 2, 30)
+    texts = [e.texts if kind == "pair" else e.texts[0] for e in new]
+    if kind == "regression":
+        assert adapted.task.shift == pytest.approx(
+            np.mean([e.label for e in examples_of(kind, 0, 80)]), abs=3
+        )
+        assert (loaded.task.shift, loaded.task.scale) == (0.0, 1.0)
+        before, after = ([p.label for p in m.predict(texts)] for m in (adapted, loaded))
+        assert min(before) > 50
+        assert after == pytest.approx(before, abs=1e-3)
+        np.testing.assert_allclose(loaded.scores(new)[:, 0], before, atol=1e-3)
+    else:
+        assert np.array_equal(adapted.scores(new), loaded.scores(new))
+        assert loaded.predict(texts) == adapted.predict(texts)
+        assert loaded.task == adapted.task
+    assert loaded.evaluate(new).metrics == pytest.approx(adapted.evaluate(new).metrics, abs=1e-6)
+    assert loaded.layer_shares() == adapted.layer_shares()
+    assert (loaded.layer_shares() is None) == (how.__class__ is FineTuning)
+    assert loaded.adaptation == adapted.adaptation
+    assert loaded.seeds == adapted.seeds
+    again = tmp_path / "again"
+    loaded.save(again)
+    np.testing.assert_array_equal(
+        firth.load(again, device="cpu", precision="float32").scores(new), loaded.scores(new)
+    )
+
+
+def test_multi_label_and_regression_learn(lm):
+    how = replace(FINE, min_steps=80)
+    for kind, least in (("multi_label", 0.9), ("regression", 0.8)):
+        adapted = firth.adapt(lm, task_of(kind), examples_of(kind, 0, 160), how)
+        assert adapted.evaluate(examples_of(kind, 2, 100)).score > least
+    values = [p.label for p in adapted.predict([t for t, _, _ in sentences(2, 100)])]
+    truth = [e.label for e in examples_of("regression", 2, 100)]
+    assert np.mean(np.abs(np.array(values) - truth)) < 6  # in the unit of the labels
+
+
+@pytest.mark.parametrize("kind", ["single", "pair", "multi_label", "regression"])
+def test_transformers_loads_it_with_the_same_logits(lm, tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    train = examples_of(kind, 0, 60)
+    adapted = firth.adapt(lm, task_of(kind), train, replace(FINE, epochs=1))
+    adapted.save(tmp_path)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    new = examples_of(kind, 2, 10)
+    padded = tokenizer(
+        *map(list, zip(*(e.texts for e in new), strict=True)), padding=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        theirs = model(**padded).logits.numpy()
+    ours = firth.load(tmp_path, device="cpu", precision="float32").scores(new)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-6)
+    names = [model.config.id2label[i] for i in range(theirs.shape[1])]
+    assert kind == "regression" or names == list(adapted.task.labels)
+
+
+# Seeds
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(lm):
+    train, dev = examples_of("single", 0, 60), examples_of("single", 1, 20)
+    for how in (replace(FINE, epochs=2), replace(FROZEN, epochs=2)):
+        one, again, other = (
+            weights(firth.adapt(lm, task_of("single"), train, how, dev=dev, seeds=(s,)).network)
+            for s in (5, 5, 6)
+        )
+        assert same(one, again)
+        trained = [n for n in one if n.startswith(("head.dense", "head.out"))]
+        assert [n for n in trained if torch.equal(one[n], other[n])] == []
+
+
+def test_several_seeds_give_mean_and_interval(fine_tuned):
+    assert [seed.seed for seed in fine_tuned.seeds] == [0, 1, 2]
+    assert not any(seed.degenerate for seed in fine_tuned.seeds)
+    summary = fine_tuned.summary()
+    assert set(summary) == {"accuracy", "macro_f1", "mcc"}
+    for name, (middle, half) in summary.items():
+        values = [seed.metrics[name] for seed in fine_tuned.seeds]
+        assert middle == pytest.approx(mean(values))
+        assert half == pytest.approx(4.302653 * stdev(values) / math.sqrt(3), abs=1e-6)
+
+
+def test_one_seed_has_no_interval(frozen):
+    assert [half for _, half in frozen.summary().values()] == [None] * 3
+
+
+def test_the_best_seed_is_kept(fine_tuned):
+    best = max(seed.metrics["accuracy"] for seed in fine_tuned.seeds)
+    assert fine_tuned.evaluate(examples_of("single", 1, 60)).score == pytest.approx(best)
+
+
+def test_no_seeds_are_refused(lm):
+    with pytest.raises(ConfigError, match="seed"):
+        firth.adapt(lm, task_of("single"), examples_of("single", 0, 40), FINE, seeds=())
+
+
+# Runs that go wrong
+
+
+@pytest.fixture
+def first_seed_fails(monkeypatch):
+    """Makes the first seed train with a learning rate of 10."""
+    original = FineTuning.fit
+
+    def fit_badly(self, network, task, train, dev, seed):
+        how = replace(self, lr=10.0) if seed == 0 else self
+        return original(how, network, task, train, dev, seed)
+
+    monkeypatch.setattr(FineTuning, "fit", fit_badly)
+
+
+def test_a_degenerate_run_is_restarted_and_reported(lm, first_seed_fails, caplog):
+    train, dev = examples_of("single", 0, 120), examples_of("single", 1, 40)
+    with caplog.at_level(logging.WARNING, "firth"):
+        adapted = firth.adapt(lm, task_of("single"), train, FINE, dev=dev, seeds=(0, 1))
+    assert "seed 0 gave a degenerate run" in caplog.text
+    assert "restarting with seed 1000" in caplog.text
+    assert [seed.seed for seed in adapted.seeds] == [1000, 1]
+    assert [seed.degenerate for seed in adapted.seeds] == [False, False]
+    assert adapted.evaluate(dev).score > 0.9
+
+
+def test_without_restarts_a_degenerate_seed_is_reported_and_not_chosen(lm, first_seed_fails):
+    train, dev = examples_of("single", 0, 120), examples_of("single", 1, 40)
+    how = replace(FINE, restarts=0)
+    adapted = firth.adapt(lm, task_of("single"), train, how, dev=dev, seeds=(0, 1))
+    assert [(seed.seed, seed.degenerate) for seed in adapted.seeds] == [(0, True), (1, False)]
+    assert adapted.evaluate(dev).score > 0.9
+
+
+def test_if_every_run_is_degenerate_training_has_diverged(lm):
+    train, dev = examples_of("single", 0, 60), examples_of("single", 1, 20)
+    how = replace(FINE, lr=10.0, restarts=1)
+    with pytest.raises(DivergedError, match="lower the learning rate") as found:
+        firth.adapt(lm, task_of("single"), train, how, dev=dev)
+    assert found.value.exit_code == 4
+
+
+def test_a_loss_that_is_not_finite_is_restarted_as_well(lm, monkeypatch):
+    """A seed that breaks down is one more degenerate run: the other seeds are not lost with it."""
+    original = FineTuning.fit
+
+    def fit_badly(self, network, task, train, dev, seed):
+        if seed == 0:
+            with torch.no_grad():
+                network.head.out.weight.fill_(math.nan)
+        return original(self, network, task, train, dev, seed)
+
+    monkeypatch.setattr(FineTuning, "fit", fit_badly)
+    train, dev = examples_of("single", 0, 60), examples_of("single", 1, 20)
+    adapted = firth.adapt(lm, task_of("single"), train, FINE, dev=dev, seeds=(0, 1))
+    assert [seed.seed for seed in adapted.seeds] == [1000, 1]
+
+
+# Stopping
+
+
+class Preset:
+    """A task whose dev scores are given in advance."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores = iter(scores)
+
+    def evaluate(self, _scores, examples) -> Report:
+        return Report(metrics={"x": next(self.scores)}, main="x", num_examples=len(examples))
+
+    def degenerate(self, _scores, _examples) -> bool:
+        return False
+
+    def loss(self, model: nn.Linear, batch: Batch) -> Loss:
+        return Loss(model(batch.input_ids).square().sum(), 1)
+
+
+class OneBatch:
+    steps_per_epoch = 1
+
+    def __call__(self, _step: int) -> Batch:
+        return Batch(
+            input_ids=torch.ones(1, 2), starts=torch.tensor([0, 1]), targets=torch.zeros(1)
+        )
+
+
+@pytest.mark.parametrize(("patience", "last"), [(1, 3), (2, 6), (10, 10)])
+def test_the_best_weights_are_kept_and_patience_ends_training(patience, last):
+    scores = [0.1, 0.5, 0.4, 0.7, 0.6, 0.6, 0.65, 0.7, 0.2, 0.3]
+    network, seen = nn.Linear(2, 1), []
+
+    def evaluate() -> np.ndarray:
+        seen.append(weights(network))
+        return np.zeros((1, 1))
+
+    task = Preset(scores)
+    schedule = Schedule(shape="constant", warmup=0)
+    training = Training(
+        optimizer=AdamW(lr=0.1), schedule=schedule, precision="float32", workers=0, seed=3
+    )
+    fitted = fit(
+        network,
+        task,  # type: ignore[arg-type]
+        task,
+        OneBatch(),
+        training,
+        evaluate=evaluate,
+        dev=[Example(texts=("a",))],
+        total_steps=10,
+        patience=patience,
+    )
+    best = int(np.argmax(scores[:last]))
+    assert len(seen) == last
+    assert (fitted.steps, fitted.seed) == (best + 1, 3)
+    assert fitted.report.score == scores[best]
+    assert same(weights(network), seen[best])
+    assert same(fitted.weights, seen[best])
+    assert not same(seen[best], seen[-1]) or best == last - 1
+
+
+def test_an_adapted_model_has_the_weights_that_were_best_on_dev(lm, monkeypatch):
+    recorded: list[float] = []
+    original = Classification.evaluate
+
+    def evaluate(self, scores, examples):
+        report = original(self, scores, examples)
+        recorded.append(report.score)
+        return report
+
+    monkeypatch.setattr(Classification, "evaluate", evaluate)
+    train, dev = examples_of("single", 0, 100), examples_of("single", 1, 60)
+    how = replace(FINE, lr=2e-4, min_steps=40)
+    adapted = firth.adapt(lm, task_of("single"), train, how, dev=dev)
+    during = list(recorded)
+    assert len(set(during)) > 1
+    assert adapted.seeds[0].metrics["accuracy"] == max(during)
+    assert adapted.evaluate(dev).score == max(during)
+
+
+# Frozen features
+
+
+def test_frozen_features_give_the_scores_of_a_full_forward_pass(lm):
+    new = examples_of("pair", 2, 20)
+    data = EncodedExamples.of(new, lm.tokenizer, 64)
+    network = FROZEN.network(lm.model, SequenceHead(128, 3), seed=1).eval()
+    assert network.mix is not None
+    with torch.no_grad():
+        network.mix.weights.copy_(torch.tensor([0.5, -1.0, 2.0]))
+        network.mix.gamma.fill_(1.7)
+    with torch.inference_mode():
+        fast = network.score_features(torch.from_numpy(extract(network, data, "float32")))
+    full = score_examples(Engine.of(network, "float32", 64), data)
+    assert np.std(full) > 0.001
+    np.testing.assert_allclose(fast.numpy(), full, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def test_pooling_commutes_with_the_mix(lm, pooling):
+    torch.manual_seed(0)
+    network = AdaptedNetwork(
+        lm.model,
+        SequenceHead(128, 3, pooling=pooling),
+        FROZEN.network(lm.model, SequenceHead(128, 3), 0).mix,
+    ).eval()
+    assert network.mix is not None
+    data = EncodedExamples.of(examples_of("single", 2, 8), lm.tokenizer, 64)
+    batch = collate(data.ids)
+    with torch.inference_mode():
+        network.mix.weights.copy_(torch.tensor([0.5, -1.0, 2.0]))
+        output = lm.model(batch, hidden_states=True)
+        pooled_first = network.mix.combine(network.features(batch, output))
+        mixed = network.mix(torch.stack(output.hidden_states, dim=1))
+        mixed_first = pool(mixed, batch.starts, pooling)
+    assert pooled_first.std() > 0.1
+    np.testing.assert_allclose(pooled_first.numpy(), mixed_first.numpy(), atol=1e-5)
+
+
+# Input
+
+
+def test_a_class_that_is_only_held_out_is_known_all_the_same(lm):
+    """Without dev examples a tenth is held out; a rare class may be there alone."""
+    train = examples_of("single", 0, 40)
+    for rare in range(40):
+        examples = list(train)
+        examples[rare] = replace(examples[rare], label="rare")
+        how = FineTuning(epochs=0.1, restarts=0)
+        adapted = _adapt_unless_degenerate(lm, examples, how)
+        assert adapted is None or adapted.task.labels == ("mt", "other", "rare")
+
+
+def _adapt_unless_degenerate(lm, examples, how) -> firth.AdaptedModel | None:
+    try:
+        return firth.adapt(lm, task_of("single"), examples, how)
+    except DivergedError:
+        return None
+
+
+def test_a_string_instead_of_a_list_is_refused(fine_tuned):
+    with pytest.raises(ConfigError, match="list of texts"):
+        fine_tuned.predict("The results of our system.")
+
+
+def test_texts_that_are_no_pairs_are_refused_by_a_pair_task(lm):
+    adapted = firth.adapt(
+        lm, task_of("pair"), examples_of("pair", 0, 40), FineTuning(epochs=1, restarts=0)
+    )
+    with pytest.raises(ConfigError, match="pair"):
+        adapted.predict(["One text alone.", "Another one."])
+
+
+def test_predictions_have_probabilities_and_keep_the_order(fine_tuned):
+    texts = ["our translation results", "the corpus", "of translation", "table"]
+    found = fine_tuned.predict(texts)
+    assert [p.label for p in found] == ["mt", "other", "mt", "other"]
+    for prediction in found:
+        assert sum(prediction.probabilities.values()) == pytest.approx(1)
+        best = max(prediction.probabilities, key=prediction.probabilities.get)
+        assert best == prediction.label
+    assert fine_tuned.predict([]) == []
+    words = fine_tuned.predict([text.split() for text in texts])
+    assert [p.label for p in words] == [p.label for p in found]
+
+
+def test_texts_longer_than_the_window_are_cut(fine_tuned, lm):
+    text = "our translation results " + "of the corpus " * 200
+    (found,) = fine_tuned.predict([text])
+    (same_beginning,) = fine_tuned.predict([text + "and more"])
+    assert found == same_beginning
+
+
+def test_labels_are_read_from_files(lm, tmp_path):
+    """The demo data as a user has it: compressed tables with a header."""
+    with gzip.open(DEMO_DATA / "roles.train.tsv.gz", "rt", encoding="utf-8") as file:
+        lines = [next(file) for _ in range(61)]
+    path = tmp_path / "train.tsv"
+    path.write_text("".join(lines), encoding="utf-8")
+    task = Classification(text="sentence")
+    adapted = firth.adapt(lm, task, path, replace(FROZEN, epochs=1), dev=path)
+    report = adapted.evaluate(path)
+    assert report.num_examples == 60
+    assert adapted.task.labels == tuple(
+        sorted({line.rstrip("\n").split("\t")[1] for line in lines[1:]})
+    )
