@@ -3,17 +3,18 @@
     python benchmarks/bench_embedding.py
 
 A lap is a pass from strings to vectors: tokenizing, encoder, mean over the tokens. All contenders
-have the same weights, those of a 6x384 BERT after a hundred steps of masked LM, and the agreement
-of each one's vectors with those of sentence-transformers in float32 is shown.
+have the same weights (random ones, or those of `--model`), and the agreement of each one's vectors
+with those of sentence-transformers in float32 is shown.
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import CACHE, SEQUENCE, cached, mixed_texts, shards_folder, tokenizer_folder
+from data import CACHE, cached, mixed_texts, tokenizer_folder
 from report import milliseconds, parser, publish, rate, timing_table
 from timing import Contender, Measured, Pace, interleave, run
 
@@ -21,42 +22,37 @@ VOCABULARY, LONGEST = 8192, 512
 REFERENCE = "sentence-transformers as installed"
 
 
-def train_model(shape: tuple[int, int], steps: int) -> Path:
-    """A model directory, written by firth, that transformers and sentence-transformers load."""
+def random_model(shape: tuple[int, int]) -> Path:
+    """A model directory, written by firth, that transformers and sentence-transformers load.
+
+    The matrices have a standard deviation of 0.04, as those of a trained BERT: twice that of its
+    initialisation. (After a few hundred steps of training, all texts have much the same vector, and
+    the agreement of vectors would say little.)
+    """
 
     def write(path: Path) -> None:
+        import torch
+
         from firth.api import LanguageModel
         from firth.models.bert import Bert, BertConfig
-        from firth.objectives import MaskedLM
-        from firth.text.batches import ObjectiveBatches, PackedSequences
-        from firth.text.shards import Shards
         from firth.text.tokenizers import Tokenizer
-        from firth.training import State, Training
-        from firth.training import steps as training_steps
 
         layers, width = shape
-        tokenizer = Tokenizer.load(tokenizer_folder(VOCABULARY))
         config = BertConfig(
             vocab_size=VOCABULARY,
             hidden_size=width,
             num_layers=layers,
             num_heads=width // 64,
             intermediate_size=4 * width,
+            max_length=LONGEST,
         )
-        training = Training(batch_tokens=4096)
-        packed = PackedSequences(
-            Shards.open(shards_folder(VOCABULARY)),
-            tokenizer.vocabulary,
-            max_length=SEQUENCE,
-            batch_tokens=training.batch_tokens,
-            seed=0,
-        )
-        model = Bert(config, pooler=False)
-        batches = ObjectiveBatches(packed, MaskedLM())
-        state = State.begin(model, training)
-        for _ in training_steps(state, MaskedLM(), batches, training, total_steps=steps):
-            pass
-        LanguageModel(model.eval(), tokenizer).save(path)
+        torch.manual_seed(0)
+        model = Bert(config, pooler=False).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(2)
+        LanguageModel(model, Tokenizer.load(tokenizer_folder(VOCABULARY))).save(path)
 
     return cached(f"encoder-{shape[0]}x{shape[1]}", write)
 
@@ -82,7 +78,8 @@ def export_onnx(model: Path) -> dict[str, Path]:
 
         quantize_dynamic(path / "float32.onnx", path / "int8.onnx", weight_type=QuantType.QInt8)
 
-    folder = cached(f"{model.name.removeprefix('demo-')}-onnx", write)
+    weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:12]
+    folder = cached(f"onnx-{weights}", write)
     return {name: folder / f"{name}.onnx" for name in ("float32", "int8")}
 
 
@@ -228,6 +225,9 @@ def agreement(one: Measured, reference: Measured, *, centred: bool = False) -> s
 def arguments() -> argparse.Namespace:
     options = parser(__doc__ or "", rounds=5)
     options.add_argument("--texts", type=int, default=384, help="texts a pass")
+    options.add_argument(
+        "--model", type=Path, help="a run of firth, or a directory of transformers"
+    )
     given = options.parse_args()
     if given.quick:
         given.rounds, given.texts, given.patience = 1, 16, 0
@@ -238,11 +238,12 @@ def main() -> None:
     from firth.text.tokenizers import Tokenizer
 
     given = arguments()
-    shape, steps = ((1, 64), 2) if given.quick else ((6, 384), 100)
+    shape = (1, 64) if given.quick else (6, 384)
+    model = given.model or random_model(shape)
     texts = prepare_texts(given.texts)
-    tokenizer = Tokenizer.load(tokenizer_folder(VOCABULARY))
+    tokenizer = Tokenizer.load(model)
     lengths = [len(ids) for ids in tokenizer.encode_ids(json.loads(texts.read_text()))]
-    rows = contenders(train_model(shape, steps), texts, given.threads)
+    rows = contenders(model, texts, given.threads)
     timing = interleave(
         rows,
         rounds=given.rounds,
@@ -262,9 +263,9 @@ def main() -> None:
     note = (
         f"{given.texts} texts of {np.mean(lengths):.1f} tokens in the mean (median "
         f"{np.median(lengths):.0f}, 95 % at most {np.percentile(lengths, 95):.0f}, longest "
-        f"{max(lengths)}); vocabulary {VOCABULARY:,}; weights after {steps} steps of masked LM."
+        f"{max(lengths)}); vocabulary {tokenizer.vocabulary.size:,}."
     )
-    title = f"{shape[0]}x{shape[1]}, mixed lengths"
+    title = f"{given.model.name if given.model else f'{shape[0]}x{shape[1]}'}, mixed lengths"
     publish("embedding", given, [timing_table(timing, title=title, note=note, extra=extra)])
 
 

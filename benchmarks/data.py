@@ -116,7 +116,7 @@ def labelled_sentences(count: int) -> Path:
 def mixed_texts(count: int, tokenizer: Tokenizer, longest: int = 450) -> list[str]:
     """Stretches of running text of mixed lengths: about 35 tokens in the mean, few much longer."""
     rng = np.random.default_rng(1)
-    wanted = np.exp(rng.normal(np.log(22), 0.97, count)).round().clip(4, longest).astype(int)
+    wanted = np.exp(rng.normal(np.log(24), 0.97, count)).round().clip(4, longest).astype(int)
     wanted[0] = longest
     words = pretraining_text().read_text(encoding="utf-8").split()
     begins = rng.integers(0, len(words) - longest, count)

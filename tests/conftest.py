@@ -56,7 +56,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, papers: list[str]) -> Pat
         chosen.training,
         steps=100,
         batch_tokens=1024,
-        optimizer=replace(chosen.training.optimizer, lr=3e-3),
+        optimizer=replace(chosen.training.optimizer, lr=1e-3),
     )
     chosen = replace(
         chosen,

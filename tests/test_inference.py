@@ -415,7 +415,7 @@ def test_several_blanks_are_filled_one_by_one(lm):
 def test_a_text_without_a_blank_is_refused(lm):
     with pytest.raises(UnsupportedError, match=r"no blank; write \[MASK\]"):
         lm.fill("Nothing to fill.")
-    with pytest.raises(UnsupportedError, match="the model takes 96; shorten it"):
+    with pytest.raises(UnsupportedError, match="the model takes 64; shorten it"):
         lm.fill("[MASK]" + " of" * 100)
 
 

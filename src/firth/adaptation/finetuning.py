@@ -28,28 +28,29 @@ from firth.training import AdamW, Schedule, Training
 class FineTuning:
     """Trains every weight with the head (Devlin et al. 2019, section 4 and A.3).
 
-    By default the top layer is drawn anew (Zhang et al. 2021, section 4), Adam corrects its bias
-    (their section 3), a tenth of the steps warms up (Mosbach et al. 2021), and few labels are seen
-    many times (both): without `epochs`, training lasts three epochs or `min_steps`, whichever is
-    longer.
+    By default one top layer in six is drawn anew (Zhang et al. 2021, section 4), Adam corrects its
+    bias (their section 3), a tenth of the steps warms up (Mosbach et al. 2021), and few labels are
+    seen many times (both): without `epochs`, training lasts three epochs or `min_steps`, whichever
+    is longer.
     """
 
     epochs: float | None = None
     min_steps: int = 300
     batch_size: int = 32
-    lr: float = 2e-4
-    """Peak learning rate: 2e-4 suits 4x256; 2e-5 to 5e-5 suits base-sized models."""
+    lr: float = 5e-4
+    """Peak learning rate: 5e-4 suits 4x256; 2e-5 to 5e-5 suits base-sized models."""
     weight_decay: float = 0.01
     warmup: float = 0.1
-    reset_layers: int = 1
-    """Top layers drawn anew before training."""
+    reset_layers: int | None = None
+    """Top layers drawn anew before training; None for one in six (2 of base, none of mini)."""
     pooling: Literal["auto", "first", "mean"] = "auto"
     """What the head sees of a sequence: its first token, as BERT's and RoBERTa's own heads do, or
     the mean of all, which few labels favour; "auto" takes the mean where the family's head in
     `transformers` allows it (ModernBERT), else the first."""
     dropout: float = 0.1
-    patience: int = 10
-    """Scorings of dev without improvement before stopping (there are about twenty a run)."""
+    patience: int = 20
+    """Scorings of dev without improvement before stopping. There are about twenty a run, so by
+    default the whole schedule runs and the weights that were best on dev are kept."""
     max_length: int = 128
     restarts: int = 3
     """Other seeds to try where a run is degenerate."""
@@ -65,8 +66,10 @@ class FineTuning:
         """A trainable copy of the language model's body, with the head."""
         torch.manual_seed(seed)
         network = AdaptedNetwork(copy.deepcopy(body), head).requires_grad_(True)
-        if self.reset_layers:
-            network.body.reset_top_layers(self.reset_layers)  # type: ignore[operator]
+        depth = len(network.body.layers)  # type: ignore[arg-type]
+        reset = depth // 6 if self.reset_layers is None else self.reset_layers
+        if reset:
+            network.body.reset_top_layers(reset)  # type: ignore[operator]
         for module in network.modules():
             if isinstance(module, Dropout):
                 module.rate = self.dropout

@@ -1,6 +1,5 @@
 """Training one adapted network: best weights on dev kept, degenerate runs noticed."""
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,9 @@ from firth.protocols import Batches, Example, Report, Task, Trainable
 from firth.training.loop import State, Training, steps
 
 logger = logging.getLogger(__name__)
+
+_ENOUGH = 40
+"""A run of fewer steps that gives one answer for everything is unfinished, not degenerate."""
 
 _FLAT = 0.99
 """A training loss that ends above this share of its beginning has not moved."""
@@ -78,35 +80,29 @@ def fit(
         waited += 1
         if best is None or report.score > best.report.score:
             waited = 0
-            degenerate = task.degenerate(scores, dev)
-            best = Fitted(
-                weights=_trained(network),
-                report=report,
-                seed=training.seed,
-                steps=step.step,
-                degenerate=degenerate,
-            )
+            best = _fitted(network, report, training.seed, step.step, task.degenerate(scores, dev))
         if waited >= patience:
             break
     if best is None:  # it broke down before the first scoring
         report = task.evaluate(np.nan_to_num(evaluate()), dev)
-        weights = _trained(network)
-        best = Fitted(
-            weights=weights, report=report, seed=training.seed, steps=state.step, degenerate=True
-        )
+        best = _fitted(network, report, training.seed, state.step, True)
     network.load_state_dict(best.weights, strict=False)
-    return replace(best, degenerate=best.degenerate or broken or _is_flat(losses))
+    stuck = best.degenerate or _is_flat(losses)
+    return replace(best, degenerate=broken or (len(losses) >= _ENOUGH and stuck))
 
 
 def _is_flat(losses: list[float]) -> bool:
     tenth = max(1, len(losses) // 10)
-    return len(losses) >= 20 and bool(np.mean(losses[-tenth:]) > _FLAT * np.mean(losses[:tenth]))
+    return bool(np.mean(losses[-tenth:]) > _FLAT * np.mean(losses[:tenth]))
 
 
-def _trained(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        name: copy.deepcopy(p.detach()) for name, p in network.named_parameters() if p.requires_grad
-    }
+def _fitted(
+    network: nn.Module, report: Report, seed: int, steps_done: int, degenerate: bool
+) -> Fitted:
+    weights = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+    return Fitted(
+        weights=weights, report=report, seed=seed, steps=steps_done, degenerate=degenerate
+    )
 
 
 def with_restarts(run: Callable[[int], Fitted], seed: int, restarts: int) -> Fitted:

@@ -36,7 +36,7 @@ class Frozen:
     mix_penalty: float = 0.001
     """lambda of the L2 penalty on the mix's weights (Peters et al. 2018, section 3.2)."""
     layer_norm: bool = True
-    patience: int = 10
+    patience: int = 20
     max_length: int = 128
     restarts: int = 3
     precision: Precision = "auto"

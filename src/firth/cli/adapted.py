@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -54,7 +55,16 @@ def predict(arguments: Sequence[str]) -> None:
     else:
         examples = model.task.read(options.file, labelled=False)
         predictions = model.task.decode(model.scores(examples))
-    print_rows((prediction.to_dict() for prediction in predictions), as_json=options.json)
+    rows = [prediction.to_dict() for prediction in predictions]
+    print_rows(rows if options.json else map(_short, rows), as_json=options.json)
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """A prediction as one line: the label with its probability, where it has one."""
+    label, shares = row["label"], row.get("probabilities")
+    if isinstance(label, (list, tuple)):
+        return {"label": ",".join(label)}
+    return {"label": label, "probability": shares[label]} if shares else {"label": label}
 
 
 def evaluate(arguments: Sequence[str]) -> None:

@@ -47,11 +47,12 @@ def take_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def read_lines(path: str) -> list[str]:
     """The lines of a text file (`-`: of stdin), empty ones kept, so that rows stay aligned."""
     if path == "-":
-        return sys.stdin.read().splitlines()
-    if not Path(path).is_file():
+        text = sys.stdin.read()
+    elif not Path(path).is_file():
         raise DataError(f"{path}: no such file")
-    text = "".join(read_text(Path(path), "strict", Statistics()))
-    return text.split("\n")[: -1 if text.endswith("\n") else None]
+    else:
+        text = "".join(read_text(Path(path), "strict", Statistics()))
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def print_rows(rows: Iterable[dict[str, Any]], *, as_json: bool) -> None:

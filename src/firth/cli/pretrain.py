@@ -1,5 +1,6 @@
 """`firth pretrain`."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -80,6 +81,8 @@ def pretrain(arguments: Sequence[str]) -> None:
         tensorboard=options.tensorboard,
         resume_hint=command,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return
     print(options.output)
     print(
         f'\nNext: firth fill {options.output} "..." | firth inspect {options.output} | '

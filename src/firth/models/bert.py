@@ -102,6 +102,8 @@ class BertEmbeddings(nn.Module):
         self.norm = LayerNorm(size, eps=config.norm_eps, bias=config.bias)
         self.dropout = Dropout(config.dropout)
         self.offset = config.position_offset
+        # A pre-norm stream only grows: in bfloat16 what a layer adds would be lost in it.
+        self.low_precision = config.norm == "post"
 
     def forward(self, batch: Batch, positions: Tensor) -> Tensor:
         """(R, D): the batch's N tokens, then spare rows."""
@@ -114,7 +116,7 @@ class BertEmbeddings(nn.Module):
             none = segments is None
             x = x + (self.segments.weight[0] if none else self.segments(F.pad(segments, spare)))
         x = self.norm(x)
-        dtype = activation_dtype(x.device)
+        dtype = activation_dtype(x.device) if self.low_precision else None
         return self.dropout(x if dtype is None else x.to(dtype))
 
 

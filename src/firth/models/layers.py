@@ -119,7 +119,7 @@ class Dropout(nn.Module):
         """The sum residual + dropout(x)."""
         if not self.active:
             return residual + x
-        return _DropoutAdd.apply(residual, x, self.rate)  # type: ignore[return-value]
+        return _DropoutAdd.apply(residual, x.to(residual.dtype), self.rate)  # type: ignore[return-value]
 
 
 class FeedForward(nn.Module):

@@ -101,7 +101,7 @@ class Shards:
             flags.append(bits[a % 8 :][: b - a])
         return np.concatenate(flags).view(bool)
 
-    @cached_property
+    @property
     def document_starts(self) -> np.ndarray:
         """(num_documents + 1) int64: document d is at document_starts[d]:document_starts[d + 1]."""
         ends = [

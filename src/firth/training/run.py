@@ -118,18 +118,38 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM; the state is saved and the way to resume logged.
     """
     record = _resume(state, run)
+    tracker = None
+    if run.ranks.first:
+        tracker = Tracker(run.path, from_step=state.step, tensorboard=run.tensorboard)
+    try:
+        _consume(state, objective, batches, training, run, tracker, record)
+    finally:
+        if tracker is not None:
+            tracker.close()
+    if run.export is not None and run.ranks.first:
+        with averaged_weights(state):
+            run.export(state.model)
+    wait(run.ranks)
+    return record["valid_loss"]
+
+
+def _consume(
+    state: State,
+    objective: Trainable,
+    batches: Batches,
+    training: Training,
+    run: Run,
+    tracker: Tracker | None,
+    record: dict[str, Any],
+) -> None:
     watch = Watch(run.unigram_entropy)
-    tracker = (
-        Tracker(run.path, from_step=state.step, tensorboard=run.tensorboard)
-        if run.ranks.first
-        else None
-    )
     device = next(state.model.parameters()).device
     begin, before = time.perf_counter(), record["seconds"]
-    loop = steps(state, objective, batches, training, total_steps=run.total_steps, ranks=run.ranks)
     window: list[Step] = []
     with _interruptions() as stop:
-        for step in loop:
+        for step in steps(
+            state, objective, batches, training, total_steps=run.total_steps, ranks=run.ranks
+        ):
             watch.see(step, run.total_steps)
             window.append(step)
             record["seconds"] = before + time.perf_counter() - begin
@@ -147,13 +167,6 @@ def train(
                 wait(run.ranks)
             if stopped:
                 raise _interrupted(stop, step, run)
-    if tracker:
-        tracker.close()
-        if run.export is not None:
-            with averaged_weights(state):
-                run.export(state.model)
-    wait(run.ranks)
-    return record["valid_loss"]
 
 
 def _resume(state: State, run: Run) -> dict[str, Any]:
