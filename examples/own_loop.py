@@ -22,9 +22,9 @@ with resources.as_file(resources.files("firth") / "demo_data") as folder:
     tokenizer = firth.Tokenizer.train(corpus, "wordpiece", vocab_size=1000)
     shards = write_shards(corpus, tokenizer, "runs/own-loop/data")
 
-total = 40
+total = 30
 objective = MaskedLM(rate=0.3, final_rate=0.15)
-training = Training(batch_tokens=2048, optimizer=AdamW(lr=2e-3), schedule=Schedule(warmup=0.1))
+training = Training(batch_tokens=1024, optimizer=AdamW(lr=2e-3), schedule=Schedule(warmup=0.1))
 packed = PackedSequences(
     shards, tokenizer.vocabulary, max_length=64, batch_tokens=training.batch_tokens, seed=0
 )
@@ -35,12 +35,12 @@ model = Bert(BertConfig(vocab_size=tokenizer.vocabulary.size, **SIZES["tiny"]), 
 state = State.begin(model, training)
 
 # The same batches before and after: a batch depends on its number and on nothing else.
-before = mean_loss(model, objective, batches, 3, training)
+before = mean_loss(model, objective, batches, 2, training)
 for step in steps(state, objective, batches, training, total_steps=total):
     if step.step % 10 == 0:
         speed = step.num_tokens / step.seconds
         print(f"step {step.step}  loss {step.loss:.3f}  {speed:,.0f} tokens/s")
-after = mean_loss(model, objective, batches, 3, training)
+after = mean_loss(model, objective, batches, 2, training)
 print(f"loss {before:.3f} before, {after:.3f} after; unigram {shards.unigram_entropy():.3f} nats")
 
 firth.LanguageModel(model.eval(), tokenizer).save("runs/own-loop")

@@ -87,7 +87,7 @@ def fit(
         report = task.evaluate(np.nan_to_num(evaluate()), dev)
         best = _fitted(network, report, training.seed, state.step, True)
     network.load_state_dict(best.weights, strict=False)
-    stuck = best.degenerate or _is_flat(losses)
+    stuck = best.degenerate or (best.steps <= every and _is_flat(losses))
     return replace(best, degenerate=broken or (len(losses) >= _ENOUGH and stuck))
 
 

@@ -157,8 +157,8 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
             precision=precision,
         )
     record = read_json(path / "adaptation.json")
-    kinds = {cls.__name__: cls for cls in ADAPTATIONS.values()}
-    adaptation = from_dict(kinds[record["adaptation"]["type"]], record["adaptation"])
+    methods = {cls.__name__: cls for cls in ADAPTATIONS.values()}
+    adaptation = from_dict(methods[record["adaptation"]["type"]], record["adaptation"])
     task = from_dict(Classification, record["task"], where=str(path / "adaptation.json"))
     return AdaptedModel(
         AdaptedNetwork(loaded.model, loaded.head, _load_mix(path, adaptation)),

@@ -227,7 +227,8 @@ def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> N
     packed = _packed(recipe, shards["train"], vocabulary, training.seed)
     held_out = _packed(recipe, shards["valid"], vocabulary, _VALID_SEED)
     model = _new_model(recipe, how.device)
-    _announce(recipe, model, packed.steps_per_epoch, how.device)
+    if how.ranks.first:
+        _announce(recipe, model, packed.steps_per_epoch, how.device)
 
     def export(trained: nn.Module) -> None:
         assert isinstance(trained, Bert)
