@@ -111,7 +111,7 @@ def test_frozen_features_learn(frozen):
     ("how", "margin"), [(FineTuning(lr=1e-3, epochs=4, batch_size=16), 0.1), (FROZEN, 0.05)]
 )
 def test_roles_of_real_sentences_are_learned(lm, how, margin):
-    """Does a sentence of an abstract give the objective or a result? 300 examples, half and half."""
+    """Does a sentence of an abstract give the objective or a result? 300 of both."""
     task = Classification(text="sentence")
     parts = {}
     for part, count in (("train", 150), ("dev", 50), ("test", 150)):
