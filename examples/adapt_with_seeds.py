@@ -14,7 +14,7 @@ from firth.tasks.metrics import mean_and_interval
 
 ways = {
     "frozen": firth.Frozen(epochs=10, lr=3e-3),
-    "fine-tuned": firth.FineTuning(epochs=2, lr=2e-3, pooling="mean"),
+    "fine-tuned": firth.FineTuning(epochs=3, lr=2e-3, pooling="mean", max_length=48),
 }
 seeds = (0, 1, 2)
 roles = ("background", "objective")

@@ -333,14 +333,14 @@ def test_a_loss_that_is_not_finite_is_restarted_as_well(lm, monkeypatch):
 class Preset:
     """A task whose dev scores are given in advance."""
 
-    def __init__(self, scores: list[float]) -> None:
-        self.scores = iter(scores)
+    def __init__(self, scores: list[float], *, degenerate: bool = False) -> None:
+        self.scores, self.is_degenerate = iter(scores), degenerate
 
     def evaluate(self, _scores, examples) -> Report:
         return Report(metrics={"x": next(self.scores)}, main="x", num_examples=len(examples))
 
     def degenerate(self, _scores, _examples) -> bool:
-        return False
+        return self.is_degenerate
 
     def loss(self, model: nn.Linear, batch: Batch) -> Loss:
         return Loss(model(batch.input_ids).square().sum(), 1)
@@ -389,6 +389,24 @@ def test_the_best_weights_are_kept_and_patience_ends_training(patience, last):
     assert not same(seen[best], seen[-1]) or best == last - 1
 
 
+@pytest.mark.parametrize("patience", [2, 50])
+def test_a_degenerate_run_that_stops_early_is_one_all_the_same(patience):
+    task = Preset([0.1] * 50, degenerate=True)
+    training = Training(optimizer=AdamW(lr=1e-12), precision="float32", workers=0)
+    fitted = fit(
+        nn.Linear(2, 1),
+        task,  # type: ignore[arg-type]
+        task,
+        OneBatch(),
+        training,
+        evaluate=lambda: np.zeros((1, 1)),
+        dev=[Example(texts=("a",))],
+        total_steps=50,
+        patience=patience,
+    )
+    assert fitted.degenerate
+
+
 def test_an_adapted_model_has_the_weights_that_were_best_on_dev(lm, monkeypatch):
     recorded: list[float] = []
     original = Classification.evaluate
@@ -399,8 +417,8 @@ def test_an_adapted_model_has_the_weights_that_were_best_on_dev(lm, monkeypatch)
         return report
 
     monkeypatch.setattr(Classification, "evaluate", evaluate)
-    train, dev = examples_of("single", 0, 100), examples_of("single", 1, 60)
-    how = replace(FINE, lr=2e-4, min_steps=36)
+    train, dev = examples_of("single", 0, 160), examples_of("single", 1, 60)
+    how = replace(FINE, lr=2e-3, min_steps=39)
     adapted = firth.adapt(lm, task_of("single"), train, how, dev=dev)
     during = list(recorded)
     assert len(set(during)) > 1

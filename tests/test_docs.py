@@ -95,7 +95,7 @@ def stand_in(folder: Path, papers: list[str]) -> None:
         write_table(folder / name, "\t", [("sentence", "label"), *rows])
     texts = [sentence_and_topic(rng) for _ in range(60)]
     write_table(folder / "news.csv", ",", [("text", "source"), *texts])
-    stars = [(text, 5 if topic == "sea" else len(text) % 3) for text, topic in texts]
+    stars = [(text, len(text) % 2 + (4 if topic == "sea" else 1)) for text, topic in texts]
     write_table(folder / "stars.csv", ",", [("text", "stars"), *stars])
     pairs = [("Where is it?", text, "yes" if topic == "sea" else "no") for text, topic in texts]
     write_table(folder / "pairs.csv", ",", [("question", "answer", "good"), *pairs])

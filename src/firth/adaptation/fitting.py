@@ -31,7 +31,7 @@ class Fitted:
     seed: int
     steps: int
     degenerate: bool
-    """Whether the run predicts one answer for everything, or its loss never moved."""
+    """Whether the run ends in one answer for everything, or its loss never moved."""
 
 
 def fit(
@@ -66,7 +66,7 @@ def fit(
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
     best: Fitted | None = None
     losses: list[float] = []
-    waited, broken = 0, False
+    waited, broken, collapsed = 0, False, False
     for step in steps(state, objective, batches, training, total_steps=total_steps):
         if not np.isfinite(step.loss):
             logger.warning("seed %d: the loss became %s", training.seed, step.loss)
@@ -77,18 +77,20 @@ def fit(
             continue
         scores = evaluate()
         report = task.evaluate(scores, dev)
+        collapsed = task.degenerate(scores, dev)
         waited += 1
         if best is None or report.score > best.report.score:
             waited = 0
-            best = _fitted(network, report, training.seed, step.step, task.degenerate(scores, dev))
+            best = _fitted(network, report, training.seed, step.step)
         if waited >= patience:
             break
     if best is None:  # it broke down before the first scoring
         report = task.evaluate(np.nan_to_num(evaluate()), dev)
-        best = _fitted(network, report, training.seed, state.step, True)
+        best = _fitted(network, report, training.seed, state.step)
     network.load_state_dict(best.weights, strict=False)
-    stuck = best.degenerate or (best.steps <= every and _is_flat(losses))
-    return replace(best, degenerate=broken or (len(losses) >= _ENOUGH and stuck))
+    if len(losses) >= _ENOUGH and not broken:
+        broken = collapsed or (best.steps <= every and _is_flat(losses))
+    return replace(best, degenerate=broken)
 
 
 def _is_flat(losses: list[float]) -> bool:
@@ -96,13 +98,9 @@ def _is_flat(losses: list[float]) -> bool:
     return bool(np.mean(losses[-tenth:]) > _FLAT * np.mean(losses[:tenth]))
 
 
-def _fitted(
-    network: nn.Module, report: Report, seed: int, steps_done: int, degenerate: bool
-) -> Fitted:
+def _fitted(network: nn.Module, report: Report, seed: int, steps_done: int) -> Fitted:
     weights = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
-    return Fitted(
-        weights=weights, report=report, seed=seed, steps=steps_done, degenerate=degenerate
-    )
+    return Fitted(weights=weights, report=report, seed=seed, steps=steps_done, degenerate=False)
 
 
 def with_restarts(run: Callable[[int], Fitted], seed: int, restarts: int) -> Fitted:
