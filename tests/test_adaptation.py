@@ -418,7 +418,7 @@ def test_an_adapted_model_has_the_weights_that_were_best_on_dev(lm, monkeypatch)
 
     monkeypatch.setattr(Classification, "evaluate", evaluate)
     train, dev = examples_of("single", 0, 160), examples_of("single", 1, 60)
-    how = replace(FINE, lr=2e-3, min_steps=39)
+    how = replace(FINE, lr=7e-4, min_steps=39)
     adapted = firth.adapt(lm, task_of("single"), train, how, dev=dev)
     during = list(recorded)
     assert len(set(during)) > 1

@@ -14,7 +14,7 @@ from firth.training.loop import State, Training, steps
 logger = logging.getLogger(__name__)
 
 _ENOUGH = 40
-"""A run of fewer steps that gives one answer for everything is unfinished, not degenerate."""
+"""A run meant to be shorter that gives one answer for everything is unfinished, not degenerate."""
 
 _FLAT = 0.99
 """A training loss that ends above this share of its beginning has not moved."""
@@ -88,7 +88,7 @@ def fit(
         report = task.evaluate(np.nan_to_num(evaluate()), dev)
         best = _fitted(network, report, training.seed, state.step)
     network.load_state_dict(best.weights, strict=False)
-    if len(losses) >= _ENOUGH and not broken:
+    if total_steps >= _ENOUGH and not broken:
         broken = collapsed or (best.steps <= every and _is_flat(losses))
     return replace(best, degenerate=broken)
 
