@@ -24,7 +24,7 @@ with resources.as_file(resources.files("firth") / "demo_data") as folder:
     corpus = firth.Corpus.from_files(folder / "papers.valid.txt.gz", documents="line")
     recipe = override(
         firth.recipe("bert", size="tiny", vocab_size=1000),
-        {"training.steps": 40, "training.batch_tokens": 1024, "data.valid": 0.1},
+        {"training.steps": 30, "training.batch_tokens": 1024, "data.valid": 0.1},
     )
     lm = firth.pretrain(recipe, corpus, "runs/example")
     examples = {
@@ -37,7 +37,7 @@ def some(part: str, count: int) -> list:
     return [e for role in roles for e in [e for e in examples[part] if e.label == role][:count]]
 
 
-train, dev, test = some("train", 128), some("dev", 30), some("test", 100)
+train, dev, test = some("train", 128), some("dev", 30), some("test", 60)
 results = {}
 for name, way in ways.items():
     scores = []

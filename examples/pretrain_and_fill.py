@@ -15,7 +15,7 @@ with resources.as_file(data) as folder:
     corpus = firth.Corpus.from_files(folder / "papers.valid.txt.gz", documents="line")
     recipe = override(
         firth.recipe("bert", size="tiny", vocab_size=1000),
-        {"training.steps": 40, "training.batch_tokens": 1024, "data.valid": 0.1},
+        {"training.steps": 30, "training.batch_tokens": 1024, "data.valid": 0.1},
     )
     lm = firth.pretrain(recipe, corpus, "runs/example")  # run it twice: it is done already
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -132,11 +133,9 @@ class Story:
     terminated: Result
     interrupted: Result
     finished: Result
-    step_of_term: int
-    step_of_int: int
 
 
-STEPS = 160
+STEPS = 240
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +152,8 @@ def story(tmp_path_factory, corpus) -> Story:
         wait_for_step(path, step, process)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
-        ended.append((Result(process.returncode, out, err), read_metrics(path)[-1]["step"]))
-    finished = run(*command)
-    (terminated, at_term), (interrupted, at_int) = ended
-    return Story(path, command, terminated, interrupted, finished, at_term, at_int)
+        ended.append(Result(process.returncode, out, err))
+    return Story(path, command, *ended, finished=run(*command))
 
 
 # Pre-training, signals, resuming
@@ -168,7 +165,7 @@ def test_a_killed_run_goes_on_to_its_end(story):
     assert record["recipe"]["training"]["steps"] == STEPS
     rows = read_metrics(story.path)
     assert [row["step"] for row in rows if "loss" in row] == list(range(5, STEPS + 1, 5))
-    assert [row["step"] for row in rows if "valid_loss" in row] == [40, 80, 120, 160]
+    assert [row["step"] for row in rows if "valid_loss" in row] == [*range(40, STEPS + 1, 40)]
     tokens = [row["tokens"] for row in rows if "loss" in row]
     assert tokens == sorted(tokens)
     seconds = [row["seconds"] for row in rows]
@@ -325,6 +322,30 @@ def test_settings_of_an_attempt_that_never_began_are_forgotten(corpus, tmp_path,
     assert firth.Tokenizer.load(path).vocabulary.size == 300
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_model_is_not_overwritten_by_what_is_made_of_it(tiny_run, tables, tmp_path):
+    """`-o` names the run itself: its pre-trained weights would be lost."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    for output in (tmp_path / "run", tmp_path / "run" / ".." / "run"):
+        result = run(*adapting(tmp_path / "run", tables, output, "frozen", "--epochs", 1))
+        assert result.code == 2
+        assert "-o" in result.err
+    assert contents(tmp_path / "run") == before
+
+
+def test_pre_training_does_not_overwrite_a_model_that_is_no_run(corpus, fine_tuned, tmp_path):
+    shutil.copytree(fine_tuned, tmp_path / "model")
+    before = contents(tmp_path / "model")
+    result = run(*training(corpus, tmp_path / "model", steps=1))
+    assert result.code == 2
+    assert "-o" in result.err
+    assert contents(tmp_path / "model") == before
+
+
 def test_a_run_that_diverges_ends_with_4(corpus, tmp_path):
     command = training(corpus, tmp_path / "run", "--training.optimizer.lr", 1e6, steps=60)
     result = run(*command)
@@ -341,6 +362,23 @@ def test_a_budget_in_a_file_replaces_that_of_the_recipe(corpus, tmp_path):
     good(*command[:at], *command[at + 2 :])
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert record["recipe"]["training"]["steps"] == 3
+
+
+def test_a_budget_of_minutes_is_fixed_once(corpus, tmp_path):
+    command = training(corpus, tmp_path / "run", steps=1)
+    at = command.index("--steps")
+    command = [*command[:at], *command[at + 2 :], "--minutes", "0.01"]
+    result = run(*command)
+    assert "measuring throughput" in result.err
+    record = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    steps = record["recipe"]["training"]["steps"]
+    assert steps >= 1
+    assert record["recipe"]["training"]["minutes"] is None
+    assert read_metrics(tmp_path / "run")[-1]["step"] == steps
+    again = run(*command)
+    assert again.code == 0
+    assert "measuring throughput" not in again.err
+    assert f"resuming from step {steps} of {steps}" in again.err
 
 
 def test_settings_are_checked_together(corpus, tmp_path):
@@ -565,6 +603,30 @@ def test_lines_are_no_input_for_a_pair_task(tiny_run, tmp_path):
     assert "pair" in result.err
 
 
+@pytest.mark.parametrize(
+    ("kind", "cells"), [("multi_label", ["a,b", "b", "", "a"]), ("regression", ["1", "-2.5", "30"])]
+)
+def test_other_kinds_of_labels(tiny_run, tmp_path, kind, cells):
+    rows = [f"result {i} of {i % 4}\t{cells[i % len(cells)]}" for i in range(40)]
+    table = tmp_path / "rows.tsv"
+    table.write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    out = ("-o", tmp_path / "out", "frozen", "--epochs", 2)
+    assert "dev " in good("adapt", tiny_run, table, "--kind", kind, *out)
+    plain = good("predict", tmp_path / "out", table).splitlines()
+    found = [
+        strict_json(line)["label"]
+        for line in good("predict", tmp_path / "out", table, "--json").splitlines()
+    ]
+    assert len(plain) == len(found) == 40
+    if kind == "regression":
+        assert list(map(float, plain)) == pytest.approx(found, abs=1e-4)
+    else:
+        assert plain == [",".join(labels) for labels in found]
+    measured = strict_json(good("evaluate", tmp_path / "out", table, "--json"))
+    assert measured["num_examples"] == 40
+    assert measured["main"] == {"multi_label": "micro_f1", "regression": "spearman"}[kind]
+
+
 # Vectors, blanks, scores
 
 
@@ -619,6 +681,17 @@ def test_embed_names_the_file_that_it_wrote(tiny_run, lines, tmp_path):
             assert Path(part).is_file(), part
 
 
+def test_embed_makes_the_folder_of_its_output(tiny_run, lines, tmp_path):
+    good("embed", tiny_run, lines, "-o", tmp_path / "new" / "vectors.npy")
+    assert np.load(tmp_path / "new" / "vectors.npy").shape == (3, 128)
+
+
+def test_embed_without_layers_is_refused(tiny_run, lines, tmp_path):
+    result = run("embed", tiny_run, lines, "-o", tmp_path / "x.npy", "--layers")
+    assert result.code == 2
+    assert "layer" in result.err
+
+
 def test_embed_of_an_empty_file_gives_no_rows(tiny_run, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     for unit in ("sentence", "word"):
@@ -628,7 +701,7 @@ def test_embed_of_an_empty_file_gives_no_rows(tiny_run, tmp_path):
 
 def test_fill(tiny_run, lm):
     text = "The [MASK] of the [MASK]."
-    rows = [line.split("\t") for line in good("fill", tiny_run, text, "--top", 3).splitlines()]
+    rows = [line.split("\t") for line in good("fill", tiny_run, text, "--top-k", 3).splitlines()]
     first, second = lm.fill(text, top_k=3)
     assert [row[1:] for row in rows] == [[c.token, c.text] for c in [*first, *second]]
     assert [float(row[0]) for row in rows] == pytest.approx(
@@ -710,7 +783,7 @@ def test_inspect(story, fine_tuned):
     assert facts["steps"] == STEPS
     assert facts["recipe"] == "bert"
     assert facts["checkpoint"] == f"step {STEPS}"
-    assert [row[0] for row in facts["validation"]] == [40, 80, 120, 160]
+    assert [row[0] for row in facts["validation"]] == [*range(40, STEPS + 1, 40)]
     lm = firth.load(story.path)
     assert isinstance(lm, firth.LanguageModel)
     count = sum(p.numel() for p in lm.model.parameters())

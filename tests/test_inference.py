@@ -1,5 +1,6 @@
 """Vectors, scores and blanks: batched, windowed and pooled as computed by hand."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from typing import get_args
@@ -15,7 +16,7 @@ from firth.errors import ConfigError, UnsupportedError
 from firth.inference.embedding import embed_sentences, token_states
 from firth.inference.forward import Engine, windows
 from firth.inference.scoring import score_masked
-from firth.models import Bert
+from firth.models import Bert, BertConfig
 from firth.models.bert import modern
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding
@@ -242,6 +243,17 @@ def test_words_of_a_string_are_those_of_the_pre_tokenizer(lm):
     assert [text[a:b] for a, b in found.offsets] == expected
 
 
+def test_white_space_is_no_word_in_a_byte_level_vocabulary(papers):
+    tokenizer = firth.Tokenizer.train(papers[:40], "bpe", 400)
+    shape = {"num_layers": 1, "hidden_size": 16, "num_heads": 1, "intermediate_size": 16}
+    config = BertConfig(vocab_size=tokenizer.vocabulary.size, **shape)
+    model = firth.LanguageModel(Bert(config, pooler=False).eval(), tokenizer, precision="float32")
+    text = "Two  blanks,\ta tab: 日本\n"
+    (found,) = model.embed([text], unit="word")
+    assert found.units == ["Two", "blanks", ",", "a", "tab", ":", "日本"]
+    assert [text[a:b] for a, b in found.offsets] == found.units
+
+
 def test_tokens_have_their_own_states(lm):
     (found,) = lm.embed(SENTENCES[:1], unit="token")
     (states,) = lm.hidden_states(SENTENCES[:1])
@@ -287,6 +299,11 @@ def test_no_position_is_used_that_pre_training_never_saw(lm):
         with torch.no_grad():
             table.copy_(kept)
     np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_the_window_of_the_tokenizer_is_that_of_the_model(lm, tiny_run):
+    settings = json.loads((tiny_run / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == lm.max_length == 64
 
 
 # Arrays
@@ -407,6 +424,26 @@ def test_several_blanks_are_filled_one_by_one(lm):
                 assert candidate.text.endswith(after)
                 middle = candidate.text[len(before) : len(candidate.text) - len(after)]
                 assert middle == candidate.token.removeprefix("##")
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "word"])
+def test_a_filled_blank_stays_apart_from_the_words_around_it(papers, kind):
+    """Whatever the vocabulary, a candidate that is a word by itself is set between blanks."""
+    tokenizer = firth.Tokenizer.train(papers[:40], kind, 400)
+    torch.manual_seed(0)
+    shape = {"num_layers": 1, "hidden_size": 16, "num_heads": 1, "intermediate_size": 16}
+    config = BertConfig(vocab_size=tokenizer.vocabulary.size, **shape)
+    model = firth.LanguageModel(Bert(config, pooler=False).eval(), tokenizer, precision="float32")
+    mask = tokenizer.token(tokenizer.vocabulary.mask)
+    token = {"bpe": "Ġof", "unigram": "▁of"}.get(kind, "of")
+    for text in ("The {} results", "{} results", "We see ({}), and {}", "All {}"):
+        found = model.fill(text.format(mask, mask), top_k=400)
+        blanks = found if isinstance(found[0], list) else [found]
+        for i, candidates in enumerate(blanks):
+            (filled,) = (one.text for one in candidates if one.token == token)
+            words = [mask] * len(blanks)
+            words[i] = "of"
+            assert filled == text.format(*words)
 
 
 # Requests that cannot be served

@@ -1,53 +1,69 @@
 """Files that are either there whole or not at all, whenever the process is killed."""
 
+import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from firth.errors import ResourceError
 
+TEMPORARY = ".part"
+"""Ends the name of a file or directory that is being written."""
 
-def write_file(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then moves it into place."""
+
+def temporary_path(path: Path) -> Path:
+    """The name of a file or directory until it is whole."""
+    return path.with_name(path.name + TEMPORARY)
+
+
+def write_file(
+    path: str | Path, write: Callable[[Path], object], *, needed: int | None = None
+) -> None:
+    """Lets `write` fill a temporary file beside `path`, then moves it into place.
+
+    Args:
+        path: the file.
+        write: fills the file whose name it is given.
+        needed: bytes that it may take, where known.
+
+    Raises:
+        ResourceError: if the disk is full or not writable.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
-        write(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ResourceError(f"{path}: could not be written: {error}") from error
+        with resource_errors(path, needed):
+            write(temporary)
+            sync(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a whole text file."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_file(path, write)
+    """Writes a whole text file; see `write_file`."""
+    content = text.encode()
+    write_file(path, lambda temporary: temporary.write_bytes(content), needed=len(content))
 
 
 def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:
     """Lets `fill` write files into a temporary directory, then moves it to `path`."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        fill(temporary)
-        for file in temporary.iterdir():
-            sync(file)
-        sync(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ResourceError(f"{path}: could not be written: {error}") from error
+        with resource_errors(path):
+            fill(temporary)
+            for file in temporary.iterdir():
+                sync(file)
+            sync(temporary)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync(path.parent)
@@ -70,3 +86,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def resource_errors(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turns what the operating system says of a write that failed into advice.
+
+    Args:
+        path: what is being written.
+        needed: bytes that it may take, where known.
+
+    Raises:
+        ResourceError: if the disk is full, or the user's share of it, or cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"{path}: could not be written: {error}") from error
+        size = "" if needed is None else f"; this step needs up to {needed / 1e6:,.1f} MB there"
+        raise ResourceError(
+            f"{path}: the disk is full ({error.strerror}){size}; free space or choose another "
+            "folder, then run again: what was finished is kept"
+        ) from error

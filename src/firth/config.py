@@ -65,11 +65,25 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
         raise ConfigError(f"{place}{cls.__name__}: {error}") from error
 
 
-def override(config: T, changes: Mapping[str, Any], *, where: str = "") -> T:
-    """Replaces fields named by dotted paths, for instance ``{"training.steps": 500}``.
+def merge(config: T, changes: Mapping[str, Any], *, where: str = "") -> T:
+    """Lays settings over a dataclass tree.
 
-    All changes are made before anything is checked, so their order does not matter.
+    All changes are made before anything is checked, so their order does not matter. A dictionary
+    with another ``type`` than the field holds replaces it by that class's defaults.
+
+    Args:
+        config: the dataclass.
+        changes: a nested dictionary (a TOML file, say), or values by dotted paths, for instance
+            ``{"training.steps": 500}``.
+        where: where they come from, for error messages.
     """
+    tree = to_dict(config)
+    _lay(tree, nested(changes))
+    return from_dict(type(config), tree, where=where)
+
+
+def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths as dictionaries: ``{"training.steps": 5}`` as ``{"training": {"steps": 5}}``."""
     tree: dict[str, Any] = {}
     for path, value in changes.items():
         *parents, name = path.split(".")
@@ -77,17 +91,7 @@ def override(config: T, changes: Mapping[str, Any], *, where: str = "") -> T:
         for parent in parents:
             inner = inner.setdefault(parent, {})
         inner[name] = value
-    return merge(config, tree, where=where)
-
-
-def merge(config: T, data: Mapping[str, Any], *, where: str = "") -> T:
-    """Lays a nested dictionary (a TOML file, say) over a dataclass tree.
-
-    A dictionary with another ``type`` than the field holds replaces it by that class's defaults.
-    """
-    tree = to_dict(config)
-    _lay(tree, data)
-    return from_dict(type(config), tree, where=where)
+    return tree
 
 
 def _lay(tree: dict[str, Any], data: Mapping[str, Any]) -> None:

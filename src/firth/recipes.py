@@ -1,13 +1,18 @@
 """One function per system: a resolved recipe, citing its paper and listing departures."""
 
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from firth.config import suggest
+from firth.config import merge, nested, suggest
 from firth.errors import ConfigError
 from firth.models.bert import SIZES, BertConfig, modern
 from firth.objectives import MaskedLM
-from firth.training import AdamW, Muon, Schedule, Training
+from firth.training import BUDGETS, AdamW, Muon, Schedule, Training
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +23,8 @@ class TokenizerSettings:
     vocab_size: int = 8192
     lowercase: bool = False
     strip_accents: bool = False
+    max_bytes: int = 1_000_000_000
+    """Most text to learn from; of more, documents spread evenly over all are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,30 @@ class Recipe:
                 f"training.batch_tokens {self.training.batch_tokens} is less than one sequence "
                 f"(data.max_length {self.data.max_length})"
             )
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence the trained model takes: learned positions must have been trained."""
+        learned = self.model.positions == "learned"
+        return self.data.max_length if learned else self.model.max_length
+
+    def with_settings(self, settings: Mapping[str, Any], *, where: str = "") -> "Recipe":
+        """The recipe with other settings; a budget takes the place of the one before.
+
+        Args:
+            settings: by dotted names, for instance ``{"training.minutes": 20}``, or nested.
+            where: where they come from, for error messages.
+
+        Raises:
+            ConfigError: if a setting does not exist or has a wrong value.
+        """
+        tree = nested(settings)
+        if set(tree.get("training", ())) & set(BUDGETS):
+            tree["training"] = {**dict.fromkeys(BUDGETS), **tree["training"]}
+        changed = merge(self, tree, where=where)
+        for setting, reason in _without_effect(changed, tree):
+            logger.warning("%s%s has no effect: %s", where and f"{where}: ", setting, reason)
+        return changed
 
     def with_vocabulary(self, size: int) -> "Recipe":
         """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have."""
@@ -118,6 +149,28 @@ def recipe(name: str, **arguments: Any) -> Recipe:
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r}; {suggest(name, RECIPES)}")
     return RECIPES[name](**arguments)
+
+
+def _without_effect(
+    chosen: Recipe, settings: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Those of the settings that the others make idle, each with the reason."""
+    model = chosen.model
+    rotary = model.positions == "rotary"
+    idle = {
+        "position_offset": "rotary positions have no table" if rotary else "",
+        "rotary_base": "" if rotary else "positions are learned",
+        "rotary_base_global": "" if rotary else "positions are learned",
+        "global_every": "" if model.local_window else "without local_window all layers are global",
+    }
+    if rotary and not model.local_window:
+        idle["rotary_base_global"] = "without local_window every layer has rotary_base"
+    for name, reason in idle.items():
+        if reason and name in settings.get("model", ()):
+            yield f"model.{name}", reason
+    rates = (chosen.objective.rate, chosen.objective.final_rate)
+    if "final_rate" in settings.get("objective", ()) and rates[0] == rates[1]:
+        yield "objective.final_rate", "it is the rate at the start"
 
 
 def _config(size: str, vocab_size: int, *, dropout: float = 0.0) -> BertConfig:

@@ -59,7 +59,8 @@ class Frozen:
     ) -> Fitted:
         """Trains the mix and the head of one network in place."""
         features = extract(network, train[1], self.precision)
-        held_out = torch.from_numpy(extract(network, dev[1], self.precision))
+        device = next(network.parameters()).device
+        held_out = torch.from_numpy(extract(network, dev[1], self.precision)).to(device)
         batches = FeatureBatches(features, task.targets(train[0]), self.batch_size, seed)
         training = Training(
             optimizer=AdamW(lr=self.lr, beta2=0.999, weight_decay=self.weight_decay),
@@ -75,7 +76,7 @@ class Frozen:
         def evaluate() -> np.ndarray:
             network.eval()
             with torch.inference_mode():
-                return network.score_features(held_out).numpy()
+                return network.score_features(held_out).cpu().numpy()
 
         objective = FeatureObjective(task, self.mix_penalty)
         return fit(

@@ -22,6 +22,7 @@ from firth.config import from_dict, read_json, to_dict
 from firth.device import Precision
 from firth.errors import ConfigError, DataError, DivergedError
 from firth.inference.forward import Engine
+from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import (
     LoadedModel,
     ProblemType,
@@ -37,6 +38,9 @@ from firth.tasks.metrics import mean_and_interval
 from firth.text.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+RECORD = "adaptation.json"
+"""What is learned, how, and what each seed reached."""
 
 _PROBLEM_TYPES: dict[Kind, ProblemType] = {
     "single": "single_label_classification",
@@ -104,8 +108,13 @@ class AdaptedModel:
     def save(self, directory: str | Path) -> None:
         """Writes everything that was trained; a stock head loads in `transformers` too."""
         path = Path(directory)
+        refuse_to_overwrite(path, RECORD)
         path.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(path, model_max_length=self.adaptation.max_length)
+        self.tokenizer.save(
+            path,
+            model_max_length=self.adaptation.max_length,
+            segments=self.network.body.config.num_segments > 0,  # type: ignore[union-attr]
+        )
         network, task = self.network, self.task
         if network.mix is not None:
             mix = {name: t.detach().contiguous() for name, t in network.mix.state_dict().items()}
@@ -125,7 +134,7 @@ class AdaptedModel:
             "adaptation": to_dict(self.adaptation),
             "seeds": to_dict(list(self.seeds)),
         }
-        write_text(path / "adaptation.json", json.dumps(record, indent=1))
+        write_text(path / RECORD, json.dumps(record, indent=1))
 
 
 def _unstandardised(head: SequenceHead, task: Classification) -> SequenceHead:
@@ -146,7 +155,7 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
     """
     assert loaded.head is not None
     tokenizer = Tokenizer.load(path)
-    if not (path / "adaptation.json").is_file():
+    if not (path / RECORD).is_file():
         kinds: dict[str, Kind] = {name: kind for kind, name in _PROBLEM_TYPES.items()}
         kind = kinds[loaded.problem_type or "single_label_classification"]
         return AdaptedModel(
@@ -156,10 +165,10 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
             FineTuning(max_length=loaded.model.config.max_length),
             precision=precision,
         )
-    record = read_json(path / "adaptation.json")
+    record = read_json(path / RECORD)
     methods = {cls.__name__: cls for cls in ADAPTATIONS.values()}
     adaptation = from_dict(methods[record["adaptation"]["type"]], record["adaptation"])
-    task = from_dict(Classification, record["task"], where=str(path / "adaptation.json"))
+    task = from_dict(Classification, record["task"], where=str(path / RECORD))
     return AdaptedModel(
         AdaptedNetwork(loaded.model, loaded.head, _load_mix(path, adaptation)),
         replace(task, shift=0.0, scale=1.0),  # folded into the head when it was saved

@@ -58,9 +58,7 @@ class LanguageModel:
     @property
     def max_length(self) -> int:
         """Longest sequence, in tokens: learned positions that training never saw do not count."""
-        config = self.model.config
-        trained = self.record.get("max_length", config.max_length)
-        return trained if config.positions == "learned" else config.max_length
+        return self.record.get("max_length", self.model.config.max_length)
 
     @cached_property
     def engine(self) -> Engine:
@@ -160,7 +158,11 @@ class LanguageModel:
         """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read."""
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(path)
+        self.tokenizer.save(
+            path,
+            model_max_length=self.max_length,
+            segments=self.model.config.num_segments > 0,
+        )
         save_model(path, self.model, vocabulary=self.tokenizer.vocabulary, firth=self.record)
 
     def _need_head(self, use: str) -> None:

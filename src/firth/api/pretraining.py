@@ -20,6 +20,7 @@ from firth.device import pick_device, prepare_process
 from firth.errors import ConfigError
 from firth.inference.forward import Engine
 from firth.inference.scoring import fill
+from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import load_model, save_model
 from firth.models import Bert
 from firth.recipes import Recipe
@@ -100,16 +101,15 @@ def _prepare(
     run: Path, recipe: Recipe, corpus: Corpus, valid: Corpus | None, tokenizer: Tokenizer | None
 ) -> None:
     """Tokenizer, shards and the resolved recipe: whatever is not there yet."""
+    refuse_to_overwrite(run, "recipe.json")
     run.mkdir(parents=True, exist_ok=True)
     requested = json.loads(json.dumps(to_dict(recipe)))
     begun = _check_same(run, requested)
     if valid is None:
         corpus, valid = corpus.split(valid=recipe.data.valid, seed=recipe.training.seed)
-    if (run / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.load(run)
-    elif tokenizer is None:
-        tokenizer = _train_tokenizer(recipe, corpus, valid)
-    tokenizer.save(run, model_max_length=recipe.model.max_length)
+    tokenizer = _tokenizer(run, recipe, (corpus, valid), tokenizer)
+    segments = recipe.model.num_segments > 0
+    tokenizer.save(run, model_max_length=recipe.max_length, segments=segments)
     for side, documents in (("train", corpus), ("valid", valid)):
         shards = write_shards(documents, tokenizer, run / "data" / side)
         logger.info(
@@ -122,6 +122,22 @@ def _prepare(
         _write_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size), requested)
 
 
+def _tokenizer(
+    run: Path, recipe: Recipe, corpora: tuple[Corpus, Corpus], given: Tokenizer | None
+) -> Tokenizer:
+    """That of the run, or the given one, or one trained on the corpus."""
+    if not (run / "tokenizer.json").is_file():
+        return given or _train_tokenizer(recipe, *corpora)
+    own = Tokenizer.load(run)
+    if given is not None and given.content_hash != own.content_hash:
+        raise ConfigError(
+            f"{run} has a tokenizer of its own ({own.vocabulary.size} tokens), which is not the "
+            f"one given ({given.vocabulary.size} tokens); leave the tokenizer out to go on with "
+            "the run, or choose another directory with -o"
+        )
+    return own
+
+
 def _train_tokenizer(recipe: Recipe, corpus: Corpus, valid: Corpus) -> Tokenizer:
     settings = recipe.tokenizer
     logger.info("training a %s tokenizer of %d tokens", settings.kind, settings.vocab_size)
@@ -131,6 +147,7 @@ def _train_tokenizer(recipe: Recipe, corpus: Corpus, valid: Corpus) -> Tokenizer
         vocab_size=settings.vocab_size,
         lowercase=settings.lowercase,
         strip_accents=settings.strip_accents,
+        max_bytes=settings.max_bytes,
     )
     for name, value in vocabulary_report(tokenizer, islice(valid, _REPORTED)).rows():
         logger.info("    %s: %s", name, value)
@@ -232,7 +249,7 @@ def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> N
 
     def export(trained: nn.Module) -> None:
         assert isinstance(trained, Bert)
-        record = {"recipe": recipe.name, "max_length": recipe.data.max_length}
+        record = {"recipe": recipe.name, "max_length": recipe.max_length}
         save_model(run, trained, vocabulary=vocabulary, firth=record)
         write_text(run / "README.md", model_card(run, recipe, shards))
 

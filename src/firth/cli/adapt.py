@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -11,9 +12,10 @@ import tyro
 from firth.adaptation import FineTuning, Frozen
 from firth.api import LanguageModel, load
 from firth.api import adapt as adapt_model
-from firth.api.adapted import read_task
+from firth.api.adapted import RECORD, read_task
 from firth.cli.options import parse
 from firth.errors import ConfigError
+from firth.interop.files import refuse_to_overwrite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class Options:
 def adapt(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Options, arguments, "adapt")
+    refuse_to_overwrite(Path(options.output), RECORD)
     lm = load(options.model, device=options.device)
     if not isinstance(lm, LanguageModel):
         raise ConfigError(f"{options.model} is an adapted model already; give the run it came from")

@@ -3,20 +3,20 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from firth.api import pretrain as pretrain_model
 from firth.cli.options import parse, take_settings
-from firth.config import merge, override, read_toml
+from firth.config import read_toml
 from firth.device import prepare_process
 from firth.errors import ConfigError
 from firth.recipes import Recipe, recipe
 from firth.text.corpus import Corpus
-from firth.training.loop import BUDGETS
+from firth.training import BUDGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,19 +102,10 @@ def _corpus(paths: Sequence[str], options: Options) -> Corpus:
 
 
 def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
-    """Recipe, then file, then command line; a budget replaces those that came before."""
+    """Recipe, then file, then command line."""
     chosen = recipe(options.recipe, size=options.size, vocab_size=options.vocab)
-    file = {} if options.config is None else read_toml(options.config)
-    chosen = merge(
-        _without_budget(chosen, file.get("training", {})), file, where=options.config or ""
-    )
+    if options.config is not None:
+        chosen = chosen.with_settings(read_toml(options.config), where=options.config)
     flags = {f"training.{name}": getattr(options, name) for name in BUDGETS}
-    settings = {**{path: value for path, value in flags.items() if value is not None}, **settings}
-    named = [path.removeprefix("training.") for path in settings]
-    return override(_without_budget(chosen, named), settings)
-
-
-def _without_budget(chosen: Recipe, named: Iterable[str]) -> Recipe:
-    if not set(named) & set(BUDGETS):
-        return chosen
-    return replace(chosen, training=replace(chosen.training, **dict.fromkeys(BUDGETS)))
+    given = {path: value for path, value in flags.items() if value is not None}
+    return chosen.with_settings({**given, **settings})

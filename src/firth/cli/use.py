@@ -41,7 +41,8 @@ class Fill:
     model: tyro.conf.Positional[str]
     texts: tyro.conf.Positional[tuple[str, ...]]
     """Sentences with [MASK] (or the model's own mask token)."""
-    top: int = 5
+    top_k: int = 5
+    """Candidates for each blank."""
     json: bool = False
     device: str = "auto"
 
@@ -92,6 +93,7 @@ def embed(arguments: Sequence[str]) -> None:
 
 
 def _write(path: Path, vectors: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:  # given a name, numpy would change it
         np.save(file, vectors)
 
@@ -102,7 +104,7 @@ def fill(arguments: Sequence[str]) -> None:
     model = _load(options.model, options.device)
     mask = model.tokenizer.token(model.tokenizer.vocabulary.mask)
     texts = [text.replace("[MASK]", mask) for text in options.texts]
-    for text, found in zip(texts, model.fill(texts, top_k=options.top), strict=True):
+    for text, found in zip(texts, model.fill(texts, top_k=options.top_k), strict=True):
         blanks = [found] if not isinstance(found[0], list) else found
         for place, candidates in enumerate(blanks, 1):
             if options.json:

@@ -32,11 +32,13 @@ def chosen_layers(layers: Layers, num_layers: int) -> tuple[int, ...] | None:
     """The wanted entries of `hidden_states` (0 is the embedding output), or None for just the last.
 
     Raises:
-        ConfigError: if a layer does not exist.
+        ConfigError: if a layer does not exist, or none is chosen.
     """
     if layers == "all":
         return tuple(range(num_layers + 1))
     wanted = (layers,) if isinstance(layers, int) else tuple(layers)  # type: ignore[arg-type]
+    if not wanted:
+        raise ConfigError("no layer was chosen; give at least one, for instance -1 for the last")
     if wanted in ((-1,), (num_layers,)):
         return None
     for layer in wanted:
@@ -146,9 +148,20 @@ def word_vectors(encoding: Encoding, states: np.ndarray, words: Sequence[str] | 
         high = np.zeros(count, dtype=np.int64)
         np.minimum.at(low, owner, encoding.offsets[inside, 0])
         np.maximum.at(high, owner, encoding.offsets[inside, 1])
-        offsets = np.stack([low, high], axis=1)
+        offsets, visible = _without_white_space(encoding.text, np.stack([low, high], axis=1))
+        vectors = vectors[visible]
     units = [encoding.text[a:b] for a, b in offsets]
     return Vectors(units=units, offsets=offsets, vectors=vectors)
+
+
+def _without_white_space(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Words trimmed, and which are more than blanks (byte-level vocabularies keep those)."""
+    parts = [text[a:b] for a, b in offsets]
+    leading = np.array([len(part) - len(part.lstrip()) for part in parts], np.int64)
+    lengths = np.array([len(part.strip()) for part in parts], np.int64)
+    begins = offsets[:, 0] + leading
+    visible = lengths > 0
+    return np.stack([begins, begins + lengths], axis=1)[visible], visible
 
 
 def token_vectors(encoding: Encoding, states: np.ndarray) -> Vectors:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from firth.device import Precision, compute_dtype, computing
+from firth.models.mix import SequenceHead
 from firth.protocols import Batch, Encoding
 from firth.text.batches import collate, length_batches
 
@@ -36,8 +37,10 @@ class Engine:
         dtype = compute_dtype(precision, device)
         if dtype != torch.float32:
             model = copy.deepcopy(model).requires_grad_(False)
+            heads = [m for m in model.modules() if isinstance(m, SequenceHead)]
+            exact = {id(module) for head in heads for module in head.modules()}
             for module in model.modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear) and id(module) not in exact:
                     module.to(dtype)
         return Engine(model, device, dtype, max_length)
 

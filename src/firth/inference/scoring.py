@@ -95,7 +95,9 @@ def fill(
 def _filled(tokenizer: Tokenizer, encoding: Encoding, place: int, token: int) -> str:
     at = np.flatnonzero(encoding.ids == tokenizer.vocabulary.mask)[place]
     begin, end = encoding.offsets[at]
-    # A leading blank belongs to the word in byte-level and Unigram vocabularies.
+    # White space belongs to the mask in some vocabularies, and to the candidate in others.
+    mask = encoding.text[begin:end]
+    begin, end = end - len(mask.lstrip()), begin + len(mask.rstrip())
     return encoding.text[:begin] + tokenizer.decode([token]).strip() + encoding.text[end:]
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from firth.atomic import write_file
 from firth.config import read_json
-from firth.errors import CheckpointError
+from firth.errors import CheckpointError, ConfigError
 
 WEIGHTS = "model.safetensors"
+MODEL_FILES = (WEIGHTS, "config.json", "recipe.json", "adaptation.json")
 
 _NAMED = 10
 """Tensors that an error names before it only counts them."""
@@ -32,6 +33,23 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             raise OSError(str(error)) from error
 
     write_file(path, write)
+
+
+def refuse_to_overwrite(directory: Path, own: str) -> None:
+    """Keeps one kind of model from being written over another.
+
+    Args:
+        directory: where a model is to be written.
+        own: the file that tells a model of this kind, which may be replaced.
+
+    Raises:
+        ConfigError: if `directory` holds a model without that file.
+    """
+    if not (directory / own).exists() and any((directory / name).exists() for name in MODEL_FILES):
+        raise ConfigError(
+            f"{directory} holds another model, which would be lost; choose another directory "
+            "with -o"
+        )
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:

@@ -220,12 +220,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_weight += p.t() @ h
             d_bias += p.sum(0)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.spent = False
         return total
 
     @staticmethod
     def backward(ctx, *grads: Tensor):  # type: ignore[override]
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         scale = grads[0]
+        if ctx.spent:
+            raise RuntimeError("the gradients were made once and are given away once")
+        ctx.spent = True
         return d_hidden * scale.to(d_hidden.dtype), d_weight.mul_(scale), d_bias.mul_(scale), None
 
 

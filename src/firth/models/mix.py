@@ -103,7 +103,11 @@ class SequenceHead(nn.Module):
         return self.classify(pool(hidden, starts, self.pooling))
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """(B, D) pooled states to (B, num_outputs) scores."""
+        """(B, D) pooled states to (B, num_outputs) scores, in float32.
+
+        In bfloat16 a regression's large numbers (years, prices) would lose their last digits.
+        """
         act = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}[self.activation]
-        x = self.norm(act(self.dense(pooled)))
-        return self.out(self.dropout(x))
+        with torch.autocast(pooled.device.type, enabled=False):
+            x = self.norm(act(self.dense(pooled.float())))
+            return self.out(self.dropout(x))

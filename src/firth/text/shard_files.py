@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from firth.atomic import resource_errors, sync, temporary_path
 from firth.text.word_cache import Encoded
-from firth.text.writing import disk_full_is_an_error, flush_to_disk, temporary_path
 
 PARTS = ("tokens", "words", "documents")
 
@@ -123,7 +123,7 @@ class ShardWriter:
     def _disk(self) -> contextlib.AbstractContextManager[None]:
         needed = self._shard_tokens * self._dtype.itemsize * 17 // 16
         path = shard_path(self._directory, len(self.shards), "tokens")
-        return disk_full_is_an_error(path, needed)
+        return resource_errors(path, needed)
 
     def _remove_others(self) -> None:
         kept = {shard_path(self._directory, i, p) for i in range(len(self.shards)) for p in PARTS}
@@ -159,7 +159,8 @@ class _Files:
     def finish(self) -> None:
         self._files[PARTS.index("words")].write(np.packbits(self._bits).tobytes())
         for file in self._files:
-            flush_to_disk(file)
+            file.flush()
+            sync(Path(file.name))
         self.close()
         for file, path in zip(self._files, self._paths, strict=True):
             Path(file.name).replace(path)

@@ -22,11 +22,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from firth.atomic import write_text
 from firth.errors import DataError
 from firth.text.encoding import encode_stream, utf8_size
 from firth.text.shard_files import Shard, ShardWriter, shard_path
 from firth.text.tokenizers import Tokenizer
-from firth.text.writing import write_file
 
 FORMAT = 1
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
@@ -219,7 +219,7 @@ def _save_manifest(path: Path, settings: dict[str, Any], shards: list[Shard]) ->
         "num_documents": sum(shard.documents for shard in shards),
         "shards": [asdict(shard) for shard in shards],
     }
-    write_file(path, json.dumps(manifest, indent=1).encode())
+    write_text(path, json.dumps(manifest, indent=1))
 
 
 def _check_identity(path: Path, settings: dict[str, Any]) -> None:

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
+from firth.atomic import write_text
 from firth.errors import CheckpointError, ConfigError, DataError
 from firth.protocols import Encoding, Text, Vocabulary
 from firth.text.tokenizer_training import train_backend
 from firth.text.word_cache import WordCache
-from firth.text.writing import write_file
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -163,7 +163,7 @@ class Tokenizer:
             ]
         for name, content in ((TOKENIZER_FILE, json.loads(self._json)), (CONFIG_FILE, config)):
             text = json.dumps(content, indent=2, ensure_ascii=False)
-            write_file(directory / name, text.encode())
+            write_text(directory / name, text)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -250,7 +250,7 @@ class Tokenizer:
     def encode_documents(self, documents: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Encodes text for pre-training: literally, and without special tokens.
 
-        "[MASK]" in a document is seven characters like any others.
+        "[MASK]" in a document is six characters like any others.
 
         Returns:
             for each document the ids (int64), and whether each opens a word (bool).

@@ -1,11 +1,12 @@
 """Optimisation: the loop, optimizers, schedules, checkpoints, data parallel."""
 
-from firth.training.loop import State, Step, Training, mean_loss, steps
+from firth.training.loop import BUDGETS, State, Step, Training, mean_loss, steps
 from firth.training.optimizers import AdamW, Muon
 from firth.training.run import Run, steps_within, train
 from firth.training.schedules import Schedule
 
 __all__ = [
+    "BUDGETS",
     "AdamW",
     "Muon",
     "Run",

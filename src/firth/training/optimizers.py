@@ -45,10 +45,10 @@ class Muon:
     the vocabulary's bias, norms and biases go to `rest`.
     """
 
-    lr: float = 0.02
+    lr: float = 0.01
     momentum: float = 0.95
-    weight_decay: float = 0.01
-    rest: AdamW = field(default_factory=lambda: AdamW(lr=3e-3, beta2=0.95))
+    weight_decay: float = 0.1
+    rest: AdamW = field(default_factory=lambda: AdamW(lr=2e-3, beta2=0.95))
 
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
         """See `AdamW.build`."""

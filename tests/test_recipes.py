@@ -1,0 +1,94 @@
+"""Recipes: the papers' sizes, and settings laid over them."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+import firth
+from firth.errors import ConfigError
+from firth.models import Bert
+from firth.recipes import RECIPES
+from firth.training import BUDGETS
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ("tiny", 4_385_920),
+        ("mini", 11_170_560),
+        ("small", 28_763_648),
+        ("medium", 41_373_184),
+        ("base", 109_482_240),
+        ("large", 335_141_888),
+    ],
+)
+def test_sizes_have_the_parameters_of_the_published_models(size, parameters):
+    """Devlin et al. 2019, section 3: 110M and 340M; Turc et al. 2019, table 1: 4.4M to 41.7M."""
+    config = firth.recipe("bert", size=size, vocab_size=30_522).model
+    with torch.device("meta"):
+        model = Bert(config)
+    head = {id(p) for p in model.head.parameters()}
+    assert sum(p.numel() for p in model.parameters() if id(p) not in head) == parameters
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_its_record(name):
+    chosen = firth.recipe(name)
+    assert chosen.with_settings({}) == chosen
+    assert chosen.name == name
+
+
+def test_settings_are_laid_over_by_name_or_nested():
+    chosen = firth.recipe("bert")
+    dotted = chosen.with_settings({"training.clip": 0.5, "model.dropout": 0.2})
+    nested = chosen.with_settings({"training": {"clip": 0.5}, "model": {"dropout": 0.2}})
+    assert dotted == nested
+    assert (dotted.training.clip, dotted.model.dropout) == (0.5, 0.2)
+    assert replace(dotted.training, clip=chosen.training.clip) == chosen.training
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_budget_takes_the_place_of_the_one_before(budget):
+    training = firth.recipe("bert").with_settings({f"training.{budget}": 7}).training
+    assert {name: getattr(training, name) for name in BUDGETS if getattr(training, name)} == {
+        budget: 7
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"training.stepz": 1}, "did you mean 'steps'"),
+        ({"training.steps": "many"}, "expected int"),
+        ({"training.steps": 5, "training.tokens": 5}, "one budget"),
+        ({"training.optimizer.type": "Adamw"}, "AdamW"),
+        ({"data.max_length": 1000}, "model.max_length"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, found):
+    with pytest.raises(ConfigError, match=found):
+        firth.recipe("bert").with_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "idle"),
+    [
+        ("bert", {"model.rotary_base": 5e5}, True),
+        ("bert", {"model.global_every": 2}, True),
+        ("bert", {"model.position_offset": 2}, False),
+        ("modern-bert", {"model.position_offset": 2}, True),
+        ("modern-bert", {"model.rotary_base_global": 5e5}, False),
+        ("modern-bert", {"model.local_window": 0, "model.rotary_base_global": 5e5}, True),
+        ("modern-bert", {"objective.final_rate": 0.3}, True),
+        ("modern-bert", {"objective.final_rate": 0.2}, False),
+    ],
+)
+def test_settings_without_effect_are_named(name, setting, idle, caplog):
+    with caplog.at_level(logging.WARNING, logger="firth"):
+        firth.recipe(name).with_settings(setting)
+    assert [r for r in caplog.records if list(setting)[-1] in r.getMessage()] == (
+        caplog.records if idle else []
+    )
+    assert bool(caplog.records) == idle
