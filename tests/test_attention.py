@@ -1,13 +1,16 @@
 """Attention over packed sequences: the two back ends agree, batched equals one by one."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firth.models.attention import Layout, Mask, _scaled_dot_product, attend
+from firth.models.attention import Mask, Scores, _scaled_dot_product, attend
+from firth.models.layout import Layout
 from firth.models.positions import rotary_tables, rotate
 from firth.text.batches import collate
 from tests.sources import tiny_bert, tiny_modern_bert
@@ -15,58 +18,117 @@ from tests.sources import tiny_bert, tiny_modern_bert
 MASKS = [Mask(), Mask(window=3), Mask(causal=True), Mask(causal=True, window=2)]
 
 
-def naive(qkv: torch.Tensor, starts: torch.Tensor, mask: Mask) -> torch.Tensor:
-    """One sequence and one query at a time, straight from the definition."""
-    out = torch.zeros(qkv.shape[0], *qkv.shape[2:], dtype=qkv.dtype)
-    for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        for i in range(a, b):
-            seen = [
-                j
-                for j in range(a, b)
-                if (not mask.causal or j <= i)
-                and (mask.window is None or abs(i - j) <= mask.window)
-            ]
-            for head in range(qkv.shape[2]):
-                scores = qkv[seen, 1, head] @ qkv[i, 0, head] / qkv.shape[3] ** 0.5
-                out[i, head] = torch.softmax(scores, 0) @ qkv[seen, 2, head]
-    return out
+@dataclass
+class Case:
+    """Random queries, keys and values, and all that may shape their scores."""
+
+    how: Scores
+    starts: torch.Tensor
+    own: torch.Tensor
+    keys: torch.Tensor | None = None
+    memory: torch.Tensor | None = None
+    prefix: torch.Tensor | None = None
+    distances: torch.Tensor | None = None
+
+    @property
+    def layout(self) -> Layout:
+        device = torch.device("cpu")
+        return Layout.of(self.starts, device, keys=self.keys, prefix=self.prefix)
+
+    @property
+    def leaves(self) -> list[torch.Tensor]:
+        return [x for x in (self.own, self.memory, self.distances) if x is not None]
+
+    def attend(self, function=attend) -> torch.Tensor:
+        if function is attend:
+            given = {"memory": self.memory, "distances": self.distances}
+            return attend(self.own, self.layout, self.how, **given)
+        return function(self.own, self.memory, self.distances, self.layout, self.how)
+
+    def naive(self) -> torch.Tensor:
+        """One sequence and one query at a time, straight from the definition."""
+        heads, groups = self.how.num_heads, self.how.num_groups
+        beside = self.own[:, heads:] if self.memory is None else self.memory
+        key_starts = self.starts if self.keys is None else self.keys
+        out = torch.zeros(len(self.own), heads, self.own.shape[2], dtype=self.own.dtype)
+        for b in range(len(self.starts) - 1):
+            begin, first, last = int(self.starts[b]), int(key_starts[b]), int(key_starts[b + 1])
+            for i in range(int(self.starts[b + 1]) - begin):
+                seen = [j for j in range(last - first) if self.sees(b, i, j)]
+                for head in range(heads):
+                    group = head // (heads // groups)
+                    k = beside[first:last, group][seen]
+                    scores = k @ self.own[begin + i, head] * self.how.scale
+                    if self.distances is not None:
+                        reach = (self.distances.shape[1] + 1) // 2
+                        places = torch.tensor([j - i + reach - 1 for j in seen])
+                        scores = scores + self.distances[head, places]
+                    v = beside[first:last, groups + group][seen]
+                    out[begin + i, head] = torch.softmax(scores, 0) @ v
+        return out
+
+    def sees(self, b: int, i: int, j: int) -> bool:
+        if self.keys is not None:
+            return True
+        mask = self.how.mask
+        head = 0 if self.prefix is None else int(self.prefix[b])
+        near = mask.window is None or abs(i - j) <= mask.window
+        return near and (not mask.causal or j <= i or j < head)
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.sampled_from(MASKS))
-def test_back_ends_agree_with_the_definition(lengths, mask):
+@st.composite
+def cases(draw) -> Case:
+    lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=6))
     generator = torch.Generator().manual_seed(sum(lengths))
+    groups = draw(st.sampled_from([1, 2, 4]))
+    mask = draw(st.sampled_from(MASKS))
+    how = Scores(num_heads=4, num_groups=groups, mask=mask, scale=draw(st.sampled_from([0.5, 1.0])))
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
     starts = torch.tensor([0, *np.cumsum(lengths)])
-    shape = (int(starts[-1]), 3, 2, 4)
-    qkv = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-    weight = torch.randn(shape[0], 2, 4, generator=generator, dtype=torch.float64)
-    layout = Layout.of(starts, torch.device("cpu"))
-    grads = []
-    for function in (
-        lambda: naive(qkv, starts, mask),
-        lambda: attend(qkv, layout, mask),
-        lambda: _scaled_dot_product(qkv, layout, mask, 0.0),
-    ):
-        out = function()
-        (grad,) = torch.autograd.grad((out * weight).sum(), qkv)
-        grads.append((out.detach(), grad))
-    for out, grad in grads[1:]:
-        torch.testing.assert_close(out, grads[0][0], atol=1e-10, rtol=0)
-        torch.testing.assert_close(grad, grads[0][1], atol=1e-10, rtol=0)
+    total, longest = sum(lengths), max(lengths)
+    case = Case(how, starts, randn(total, 4 + 2 * groups, 2))
+    if draw(st.booleans()):
+        case.distances = randn(4, 2 * 24 - 1)
+    if draw(st.booleans()):
+        case.prefix = torch.tensor([draw(st.integers(0, n)) for n in lengths])
+    elif draw(st.booleans()):
+        others = [draw(st.integers(1, longest)) for _ in lengths]
+        case.keys = torch.tensor([0, *np.cumsum(others)])
+        case.own, case.memory = randn(total, 4, 2), randn(sum(others), 2 * groups, 2)
+        case.how = replace(how, mask=Mask())
+    return case
+
+
+@settings(deadline=None)
+@given(cases())
+def test_back_ends_agree_with_the_definition(case):
+    weight = torch.linspace(-1, 1, len(case.own) * 8, dtype=torch.float64).view(-1, 4, 2)
+    found = []
+    for out in (case.naive(), case.attend(), case.attend(_scaled_dot_product)):
+        found.append((out.detach(), *torch.autograd.grad((out * weight).sum(), case.leaves)))
+    for ours in found[1:]:
+        for part, reference in zip(ours, found[0], strict=True):
+            torch.testing.assert_close(part, reference, atol=1e-10, rtol=0)
 
 
 def test_dropout_is_unbiased_and_its_gradient_is_right():
     layout = Layout.of(torch.tensor([0, 6, 10]), torch.device("cpu"))
-    qkv = torch.randn(10, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    columns = torch.randn(10, 6, 4, dtype=torch.float64, requires_grad=True)
+    plain = Scores(num_heads=2, num_groups=2, mask=Mask(), scale=0.5)
+    dropped = replace(plain, dropout=0.3)
 
     def run(x: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(0)
-        return attend(x, layout, Mask(), dropout=0.3)
+        return attend(x, layout, dropped)
 
-    assert torch.autograd.gradcheck(run, (qkv,))
+    assert torch.autograd.gradcheck(run, (columns,))
     torch.manual_seed(1)
     with torch.no_grad():
-        mean = torch.stack([attend(qkv, layout, Mask(), dropout=0.3) for _ in range(4000)])
-        exact = attend(qkv, layout, Mask())
+        mean = torch.stack([attend(columns, layout, dropped) for _ in range(4000)])
+        exact = attend(columns, layout, plain)
     error = (mean.mean(0) - exact).abs() / (mean.std(0) / 4000**0.5)
     assert error.max() < 5
 
@@ -105,15 +167,15 @@ def test_a_window_hides_what_is_far():
 
 def test_rotary_scores_depend_on_the_distance_alone():
     tables = rotary_tables(torch.arange(50), 8, 10_000.0)
-    one = torch.randn(1, 3, 1, 8).expand(50, 3, 1, 8)
-    turned = rotate(one, tables)
-    scores = turned[:, 0, 0] @ turned[:, 1, 0].T
+    one = torch.randn(1, 3, 8).expand(50, 3, 8)
+    turned = rotate(one, tables, 2)
+    scores = turned[:, 0] @ turned[:, 1].T
     for distance in (-7, 0, 3):
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=0)
     assert torch.autograd.gradcheck(
-        lambda x: rotate(x, tuple(t[:4].double() for t in tables)),
-        (torch.randn(4, 3, 1, 8, dtype=torch.float64, requires_grad=True),),
+        lambda x: rotate(x, tuple(t[:4].double() for t in tables), 2),
+        (torch.randn(4, 3, 8, dtype=torch.float64, requires_grad=True),),
     )
 
 

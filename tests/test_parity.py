@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from firth.interop.huggingface import load_model, save_model, stock_family, stock_head
-from firth.models.attention import Layout, Mask, attend
+from firth.models.attention import Mask, Scores, attend
 from firth.models.bert import SIZES, Bert, BertConfig
 from firth.models.layers import FeedForward
+from firth.models.layout import Layout
 from firth.models.positions import rotary_tables, rotate
 from firth.protocols import Batch
 from tests.reference import (
@@ -180,7 +181,9 @@ def test_attention_against_scaled_dot_product(window):
     reference = torch.cat(wanted)
     weights = torch.randn_like(reference)
     (d_reference,) = torch.autograd.grad((reference * weights).sum(), qkv)
-    found = attend(qkv, Layout.of(starts, qkv.device), Mask(window=window))
+    heads, size = qkv.shape[2:]
+    how = Scores(num_heads=heads, num_groups=heads, mask=Mask(window=window), scale=size**-0.5)
+    found = attend(qkv.flatten(1, 2), Layout.of(starts, qkv.device), how)
     (d_found,) = torch.autograd.grad((found * weights).sum(), qkv)
     assert distance(found, reference) <= TOLERANCE
     assert distance(d_found, d_reference) <= TOLERANCE
@@ -201,7 +204,8 @@ def test_rotary_positions():
         cos, sin = ModernBertRotaryEmbedding(config)(qkv, positions[None], kind)
         q, k, _ = qkv.permute(1, 2, 0, 3)[:, None]  # (1, H, N, K) each
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
-        turned = rotate(qkv, rotary_tables(positions, 16, theta))
+        tables = rotary_tables(positions, 16, theta)
+        turned = rotate(qkv.flatten(1, 2), tables, 6).view_as(qkv)
         near = positions < 100
         for part, wanted in ((0, q), (1, k)):
             wanted = wanted[0].transpose(0, 1)

@@ -96,6 +96,8 @@ class Batch:
     """(B+1) int64 on the CPU: sequence b is input_ids[starts[b]:starts[b+1]]."""
     segments: Tensor | None = None
     """(N) int64: 0 for the first sentence, 1 for the second."""
+    prefix: Tensor | None = None
+    """(B) int64: tokens at the head of each sequence that a causal mask leaves visible to all."""
     predict_at: Tensor | None = None
     """(M) int64, positions in 0..N-1."""
     targets: Tensor | None = None
@@ -155,6 +157,7 @@ class Batch:
             input_ids=self.input_ids[begin:end],
             starts=self.starts[first : last + 1] - begin,
             segments=None if self.segments is None else self.segments[begin:end],
+            prefix=None if self.prefix is None else self.prefix[first:last],
             predict_at=at,
             targets=targets,
         )

@@ -90,6 +90,7 @@ def match_tensors(
     shapes: Mapping[str, torch.Size],
     *,
     where: Path,
+    rows: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a file under our names, parts put together.
 
@@ -98,15 +99,17 @@ def match_tensors(
         names: our name to the file's names of its parts along the first dimension.
         shapes: by our names.
         where: the directory to name in an error.
+        rows: of each part, by our names; by default all parts have as many.
 
     Raises:
         CheckpointError: naming the tensors that are missing, unexpected or of another shape.
     """
     wrong = []
     for name, parts in names.items():
-        rows, *rest = shapes[name]
-        shape = torch.Size((rows // len(parts), *rest))
-        for part in parts:
+        total, *rest = shapes[name]
+        counts = (total // len(parts),) * len(parts) if rows is None else rows[name]
+        for part, count in zip(parts, counts, strict=True):
+            shape = torch.Size((count, *rest))
             if part not in tensors:
                 wrong.append(f"{part} is missing")
             elif tensors[part].shape != shape:

@@ -1,7 +1,7 @@
 """Run directories that `transformers` loads, and its directories as models here.
 
 A directory holds `config.json` and `model.safetensors`. Where the shape is one of BERT, RoBERTa,
-DistilBERT or ModernBERT, both are in the form of `transformers`, with one more block, `firth`, in
+DistilBERT, ModernBERT, GPT-2 or Llama, both are in the form of `transformers`, with one more block, `firth`, in
 the settings; otherwise the tensors keep our names and the settings hold that block alone.
 """
 
@@ -9,16 +9,24 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from firth.atomic import write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.errors import CheckpointError, ConfigError, UnsupportedError
+from firth.interop.decoders import (
+    DECODERS,
+    config_from_decoder,
+    decoder_family,
+    decoder_settings,
+    decoder_tensors,
+    state_from_decoder,
+)
 from firth.interop.files import WEIGHTS, match_tensors, read_tensors, write_tensors
 from firth.interop.names import canonical_names, stock_names
 from firth.interop.stock import (
@@ -34,7 +42,9 @@ from firth.interop.stock import (
     stock_head,
     stock_settings,
 )
+from firth.models import MODELS, LanguageModelNetwork, ModelConfig, build
 from firth.models.bert import Bert, BertConfig
+from firth.models.gpt import GPT, GPTConfig
 from firth.models.mix import SequenceHead
 from firth.protocols import Vocabulary
 
@@ -70,7 +80,7 @@ _UNUSED = re.compile(r"^cls\.seq_relationship\.|^roberta\.pooler\.")
 class LoadedModel:
     """What a directory holds. Model and head are in evaluation mode, in float32, on the CPU."""
 
-    model: Bert
+    model: LanguageModelNetwork
     head: SequenceHead | None
     labels: tuple[str, ...]
     """Names of the head's outputs; none without a head and for unnamed regression values."""
@@ -81,12 +91,12 @@ class LoadedModel:
     family: str | None
     """The family whose classes load the directory in `transformers`; None for our own format."""
     lm_head: bool
-    """Whether the masked-LM head was in the file; if not, its weights are fresh random ones."""
+    """Whether the LM head was in the file; if not, its weights are fresh random ones."""
 
 
 def save_model(
     directory: str | Path,
-    model: Bert,
+    model: LanguageModelNetwork,
     *,
     vocabulary: Vocabulary,
     firth: Mapping[str, Any],
@@ -104,7 +114,7 @@ def save_model(
 
     Args:
         directory: made if it is not there.
-        model: the encoder.
+        model: the encoder or decoder.
         vocabulary: ids of the special tokens.
         firth: kept in the settings as it is; the keys "model" and "head" are taken.
         head: the sequence head, if there is one.
@@ -118,18 +128,13 @@ def save_model(
         ResourceError: if a file cannot be written; the old one is still there then.
     """
     config, directory = model.config, Path(directory)
-    family = stock_family(config)
     state = {
         name: tensor.detach().to("cpu", torch.float32)
         for name, tensor in _state(model, head).items()
     }
-    stock = not own_form and loads_in_transformers(config, head, vocabulary)
-    if family is not None and stock:
-        settings = _stock_settings(family, config, head, vocabulary)
-        tensors = _stock_tensors(family, state)
-    else:
-        settings = {"model_type": "firth"}
-        tensors = state
+    settings, tensors = {"model_type": "firth"}, state
+    if not own_form and loads_in_transformers(config, head, vocabulary):
+        settings, tensors = _stock_form(config, state, head, vocabulary)
     if head is not None:
         settings |= _label_settings(head.out.out_features, labels, problem_type)
     form = None if head is None else head_settings(head)
@@ -140,7 +145,20 @@ def save_model(
     write_text(directory / _CONFIG, text)
 
 
-def _state(model: Bert, head: SequenceHead | None) -> dict[str, Tensor]:
+def _stock_form(
+    config: ModelConfig, state: Mapping[str, Tensor], head: SequenceHead | None, ids: Vocabulary
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and tensors as the family's class has them."""
+    if isinstance(config, GPTConfig):
+        family = decoder_family(config)
+        assert family is not None
+        return decoder_settings(family, config, ids), decoder_tensors(family, config, state)
+    family = stock_family(config)
+    assert family is not None
+    return _stock_settings(family, config, head, ids), _stock_tensors(family, state)
+
+
+def _state(model: nn.Module, head: SequenceHead | None) -> dict[str, Tensor]:
     """All tensors by our names, the sequence head's under `sequence_head`."""
     state = dict(model.state_dict())
     if head is not None:
@@ -214,9 +232,11 @@ def load_model(directory: str | Path) -> LoadedModel:
     kind = settings.get("model_type")
     if kind == "firth":
         return _load_native(directory, settings)
+    if kind in DECODERS:
+        return _load_decoder(directory, settings, str(kind))
     family = ALIASES.get(str(kind), kind)
     if family not in ARCHITECTURES:
-        known = ", ".join([*ARCHITECTURES, *ALIASES])
+        known = ", ".join([*ARCHITECTURES, *ALIASES, *DECODERS])
         raise UnsupportedError(f"{path}: model_type is {kind!r}; supported: {known}")
     for name in settings.get("architectures") or ():
         if not _READABLE.search(name):
@@ -230,11 +250,12 @@ def load_model(directory: str | Path) -> LoadedModel:
 
 def _load_native(directory: Path, settings: Mapping[str, Any]) -> LoadedModel:
     block = dict(settings["firth"])
-    config = from_dict(BertConfig, block.pop("model"), where=str(directory / _CONFIG))
+    shape = block.pop("model")
+    config = from_dict(MODELS[shape["type"]][0], shape, where=str(directory / _CONFIG))
     form = block.pop("head")
     tensors = read_tensors(directory)
     with torch.device("meta"):
-        model = Bert(config, pooler="pooler.weight" in tensors)
+        model = build(config, pooler="pooler.weight" in tensors)
         head = None if form is None else SequenceHead(**form)
     names = {name: (name,) for name in _state(model, head)}
     _fill(model, head, tensors, names, directory)
@@ -244,6 +265,29 @@ def _load_native(directory: Path, settings: Mapping[str, Any]) -> LoadedModel:
         **_read_labels(settings, head),
         firth=block,
         family=None,
+        lm_head=True,
+    )
+
+
+def _load_decoder(directory: Path, settings: Mapping[str, Any], family: str) -> LoadedModel:
+    where, block = str(directory / _CONFIG), dict(settings.get("firth", {}))
+    config = config_from_decoder(family, settings, where=where)
+    if block:
+        ours = from_dict(GPTConfig, block.pop("model"), where=where)
+        block.pop("head")
+        config = ours if replace(ours, output_init=config.output_init) == config else config
+    with torch.device("meta"):
+        model = GPT(config)
+    state = state_from_decoder(
+        family, config, read_tensors(directory), model.state_dict(), where=directory
+    )
+    model.to_empty(device="cpu").eval().load_state_dict(state)
+    return LoadedModel(
+        model=model,
+        head=None,
+        **_read_labels(settings, None),
+        firth=block,
+        family=family,
         lm_head=True,
     )
 
@@ -312,7 +356,7 @@ def _known_tensors(family: str, directory: Path) -> dict[str, Tensor]:
 
 
 def _fill(
-    model: Bert,
+    model: LanguageModelNetwork,
     head: SequenceHead | None,
     tensors: Mapping[str, Tensor],
     names: Mapping[str, tuple[str, ...]],

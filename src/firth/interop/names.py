@@ -97,12 +97,17 @@ PREFIXES = {
 
 def stock_names(family: str, parameter: str) -> tuple[str, ...]:
     """Their name, or three names, for our `parameter` (``layers.3.attention.qkv.weight``)."""
+    return expand(NAMES[family], parameter)
+
+
+def expand(table: Names, parameter: str) -> tuple[str, ...]:
+    """The names that a table gives a parameter's tensor or its parts."""
     module, _, leaf = parameter.rpartition(".")
     number = ""
     if module.startswith("layers."):
         _, number, rest = module.split(".", 2)
         module = f"layers.*.{rest}"
-    names = NAMES[family][module]
+    names = table[module]
     names = (names,) if isinstance(names, str) else names
     return tuple(f"{name.replace('*', number)}.{leaf}" for name in names)
 

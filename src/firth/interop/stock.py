@@ -7,7 +7,10 @@ from typing import Any
 from torch import nn
 
 from firth.errors import CheckpointError, UnsupportedError
+from firth.interop.decoders import decoder_family
+from firth.models import ModelConfig
 from firth.models.bert import BertConfig
+from firth.models.gpt import GPTConfig
 from firth.models.mix import Pooling, SequenceHead
 from firth.protocols import Vocabulary
 
@@ -80,14 +83,14 @@ _FIXED["roberta"] = _FIXED["bert"]
 _DISTILBERT_EPS = 1e-12  # a constant in their code, no setting
 
 
-def stock_family(config: BertConfig) -> str | None:
-    """The `transformers` family that computes what this shape computes.
+def stock_family(config: ModelConfig) -> str | None:
+    """The `transformers` family of encoders that computes what this shape computes.
 
     Returns:
         "bert", "roberta" (positions with an offset), "distilbert" (no segments), "modernbert"
         (pre-norm, rotary, gated, no biases), or None where there is none.
     """
-    if config.activation != "gelu":
+    if isinstance(config, GPTConfig) or config.activation != "gelu":
         return None
     if config.norm == "pre":
         modern = config.positions == "rotary" and config.gated and not config.bias
@@ -102,13 +105,15 @@ def stock_family(config: BertConfig) -> str | None:
 
 
 def loads_in_transformers(
-    config: BertConfig, head: SequenceHead | None, vocabulary: Vocabulary
+    config: ModelConfig, head: SequenceHead | None, vocabulary: Vocabulary
 ) -> bool:
     """Whether `save_model` writes a directory that a stock class of `transformers` loads.
 
     The shape must be a stock one, the head (if any) its family's own, and for RoBERTa, where
     positions start after the id of the padding token, that id must be `position_offset` - 1.
     """
+    if isinstance(config, GPTConfig):
+        return head is None and decoder_family(config) is not None
     family = stock_family(config)
     if family is None:
         return False
@@ -123,7 +128,7 @@ def loads_in_transformers(
 
 
 def stock_head(
-    config: BertConfig, num_outputs: int, dropout: float, *, pooling: Pooling = "first"
+    config: ModelConfig, num_outputs: int, dropout: float, *, pooling: Pooling = "first"
 ) -> SequenceHead:
     """The sequence head that the family of `config` has in `transformers`, with fresh weights.
 
@@ -135,7 +140,7 @@ def stock_head(
     return SequenceHead(config.hidden_size, num_outputs, dropout=dropout, pooling=pooling, **form)
 
 
-def _head_form(config: BertConfig) -> dict[str, Any]:
+def _head_form(config: ModelConfig) -> dict[str, Any]:
     if config.norm == "pre":
         return {"activation": "gelu", "norm_eps": config.norm_eps, "dense_bias": False}
     activation = "relu" if stock_family(config) == "distilbert" else "tanh"

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from firth.device import activation_dtype
 from firth.errors import ConfigError
-from firth.models.attention import Layout, Mask, SelfAttention
+from firth.models.attention import Mask
 from firth.models.layers import Activation, Dropout, FeedForward, LanguageModelHead, LayerNorm
+from firth.models.layout import Layout
 from firth.models.positions import rotary_tables
-from firth.models.transformer import Block, NormPlacement
+from firth.models.transformer import Block, NormPlacement, SelfAttention
 from firth.protocols import Batch, Output
 
 

@@ -1,6 +1,8 @@
 """Bricks that see a flat (N, D): norms, feed-forward layers, dropout, the language-model head."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -10,8 +12,16 @@ from torch import Tensor, nn
 
 from firth.device import round_rows
 
-Activation = Literal["gelu", "relu"]
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+"""GELU (Hendrycks and Gimpel 2016) and its approximation in GPT; SiLU, also known as Swish."""
+
+NormKind = Literal["layer", "rms"]
 
 _CHUNK_ELEMENTS = 1 << 22
 """Scores computed at a time by the head's loss: eight megabytes of bfloat16."""
@@ -35,6 +45,28 @@ class LayerNorm(nn.Module):
         bias = None if self.bias is None else self.bias.float()
         y = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps)
         return y.to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation (Zhang and Sennrich 2019, eq. 4): y = g x / sqrt(mean x^2 + eps).
+
+    Computed in float32 whatever the dtype of `x`; the output has the dtype of `x`.
+    """
+
+    def __init__(self, size: int, *, eps: float, gain: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size)) if gain else None
+        self.size, self.eps = size, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (self.size,), self.weight, self.eps).to(x.dtype)
+
+
+def make_norm(kind: NormKind, size: int, *, eps: float, bias: bool) -> LayerNorm | RMSNorm:
+    """The norm of a Transformer: layer norm, or RMSNorm, which never has a bias."""
+    if kind == "rms":
+        return RMSNorm(size, eps=eps)
+    return LayerNorm(size, eps=eps, bias=bias)
 
 
 def random_bytes(shape: torch.Size) -> Tensor:
@@ -185,9 +217,14 @@ class LanguageModelHead(nn.Module):
 
     def loss(self, hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
         """Summed cross-entropy of (M) `targets`, in nats, without keeping the (M, V) scores."""
-        rows = round_rows(len(hidden), hidden.device)
-        hidden = self.transform(F.pad(hidden, (0, 0, 0, rows - len(hidden))))
+        hidden = self.transform(round_up(hidden))
         return linear_cross_entropy(hidden, embedding, self.bias, targets)
+
+
+def round_up(hidden: Tensor) -> Tensor:
+    """(M, D) with spare rows of zeros (see `round_rows`)."""
+    rows = round_rows(len(hidden), hidden.device)
+    return F.pad(hidden, (0, 0, 0, rows - len(hidden)))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -200,25 +237,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx, hidden: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor
+        ctx, hidden: Tensor, embedding: Tensor, bias: Tensor | None, targets: Tensor
     ) -> Tensor:
         dtype = hidden.dtype
         weight = embedding.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(embedding)
-        d_bias = torch.zeros_like(bias)
+        d_bias = None if bias is None else torch.zeros_like(bias)
         total = torch.zeros((), device=hidden.device)
         rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
         for i in range(0, hidden.shape[0], rows):  # few and large: each adds a (V, D) matrix
             h, target = hidden[i : i + rows], targets[i : i + rows]
             row = torch.arange(len(target), device=target.device)
-            p = torch.softmax(torch.addmm(bias.to(dtype), h, weight.t()), dim=-1)  # (rows, V)
+            p = torch.softmax(F.linear(h, weight, offset), dim=-1)  # (rows, V)
             total -= p[row, target].float().clamp_min_(1e-37).log_().sum()
             p[row, target] -= 1  # from here on, the gradient of the scores
             p[len(target) :] = 0
             torch.mm(p, weight, out=d_hidden[i : i + rows])
             d_weight += p.t() @ h
-            d_bias += p.sum(0)
+            if d_bias is not None:
+                d_bias += p.sum(0)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.spent = False
         return total
@@ -230,18 +269,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.spent:
             raise RuntimeError("the gradients were made once and are given away once")
         ctx.spent = True
-        return d_hidden * scale.to(d_hidden.dtype), d_weight.mul_(scale), d_bias.mul_(scale), None
+        d_bias = None if d_bias is None else d_bias.mul_(scale)
+        return d_hidden * scale.to(d_hidden.dtype), d_weight.mul_(scale), d_bias, None
 
 
 def linear_cross_entropy(
-    hidden: Tensor, embedding: Tensor, bias: Tensor, targets: Tensor
+    hidden: Tensor, embedding: Tensor, bias: Tensor | None, targets: Tensor
 ) -> Tensor:
     """Summed cross-entropy of a linear layer's scores.
 
     Args:
         hidden: (R, D), of which the first M rows count.
         embedding: (V, D).
-        bias: (V).
+        bias: (V), or None.
         targets: (M) int64.
 
     Returns:
@@ -251,7 +291,8 @@ def linear_cross_entropy(
         total = hidden.new_zeros((), dtype=torch.float32)
         rows = max(1, _CHUNK_ELEMENTS // embedding.shape[0])
         for h, target in zip(hidden[: len(targets)].split(rows), targets.split(rows), strict=True):
-            scores = F.linear(h, embedding.to(h.dtype), bias.to(h.dtype)).float()
+            offset = None if bias is None else bias.to(h.dtype)
+            scores = F.linear(h, embedding.to(h.dtype), offset).float()
             total += F.cross_entropy(scores, target, reduction="sum")
         return total
     return _LinearCrossEntropy.apply(hidden, embedding, bias, targets)  # type: ignore[return-value]

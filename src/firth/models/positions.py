@@ -1,4 +1,4 @@
-"""Where a token stands: rotary positions turn queries and keys (learned ones are an embedding)."""
+"""Where a token stands: rotary positions turn queries and keys, sinusoids are added to embeddings."""
 
 import torch
 from torch import Tensor
@@ -25,31 +25,43 @@ def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tens
 
 
 class _Rotate(torch.autograd.Function):
-    """Turns the query and key parts of (N, 3, H, K) and copies the values, in one new tensor."""
+    """Turns the first `count` of (N, C, K) columns and copies the others, in one new tensor."""
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, columns: Tensor, cos: Tensor, sin: Tensor, count: int) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(cos, sin)
-        return _rotated(qkv, cos, sin)
+        ctx.count = count
+        return _rotated(columns, cos, sin, count)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):  # type: ignore[override]
         cos, sin = ctx.saved_tensors
-        return _rotated(grads[0], cos, -sin), None, None
+        return _rotated(grads[0], cos, -sin, ctx.count), None, None, None
 
 
-def _rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    cos = cos[:, None, None].to(qkv.dtype)  # (N, 1, 1, K/2)
-    sin = sin[:, None, None].to(qkv.dtype)
-    turned = torch.empty_like(qkv)
-    half = qkv.shape[-1] // 2
-    a, b = qkv[:, :2, :, :half], qkv[:, :2, :, half:]
-    torch.mul(a, cos, out=turned[:, :2, :, :half]).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=turned[:, :2, :, half:]).addcmul_(a, sin)
-    turned[:, 2] = qkv[:, 2]
+def _rotated(columns: Tensor, cos: Tensor, sin: Tensor, count: int) -> Tensor:
+    cos = cos[:, None].to(columns.dtype)  # (N, 1, K/2)
+    sin = sin[:, None].to(columns.dtype)
+    turned = torch.empty_like(columns)
+    half = columns.shape[-1] // 2
+    a, b = columns[:, :count, :half], columns[:, :count, half:]
+    torch.mul(a, cos, out=turned[:, :count, :half]).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=turned[:, :count, half:]).addcmul_(a, sin)
+    turned[:, count:] = columns[:, count:]
     return turned
 
 
-def rotate(qkv: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Applies rotary positions to the queries and keys of (N, 3, H, K)."""
-    return _Rotate.apply(qkv, *tables)  # type: ignore[return-value]
+def rotate(columns: Tensor, tables: tuple[Tensor, Tensor], count: int) -> Tensor:
+    """Applies rotary positions to the first `count` of (N, C, K) columns: queries and keys."""
+    return _Rotate.apply(columns, *tables, count)  # type: ignore[return-value]
+
+
+def sinusoids(length: int, size: int) -> Tensor:
+    """(length, size) sinusoidal positions (Vaswani et al. 2017, section 3.5).
+
+    PE(m, 2i) = sin(m / 10000^(2i / D)), PE(m, 2i + 1) = cos(m / 10000^(2i / D)).
+    """
+    place = torch.arange(length, dtype=torch.float32)[:, None]
+    frequencies = 10_000.0 ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+    angles = place * frequencies  # (length, D/2)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :size]

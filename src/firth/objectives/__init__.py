@@ -1,7 +1,10 @@
 """What a model is trained to predict."""
 
+from firth.objectives.causal import CausalLM
 from firth.objectives.masked import MaskedLM
 
-OBJECTIVES = {"MaskedLM": MaskedLM}
+Objective = MaskedLM | CausalLM
 
-__all__ = ["OBJECTIVES", "MaskedLM"]
+OBJECTIVES: dict[str, type[Objective]] = {"MaskedLM": MaskedLM, "CausalLM": CausalLM}
+
+__all__ = ["OBJECTIVES", "CausalLM", "MaskedLM", "Objective"]

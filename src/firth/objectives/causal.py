@@ -1,0 +1,37 @@
+"""Causal language modelling: every token is predicted from those before it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from firth.protocols import Batch, Loss, Sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM:
+    """The left-to-right language model (Radford et al. 2018, eq. 1): sum_i log P(u_i | u_<i).
+
+    The first token of a sequence is given; each other one, the closing token included, is predicted
+    from the state at the token before it.
+    """
+
+    def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
+        """Nothing is corrupted; `targets` are the next tokens."""
+        last = np.zeros(len(sequences.ids), dtype=bool)
+        last[sequences.starts[1:] - 1] = True
+        at = np.flatnonzero(~last)
+        return Batch(
+            input_ids=torch.from_numpy(sequences.ids),
+            starts=torch.from_numpy(sequences.starts),
+            predict_at=torch.from_numpy(at),
+            targets=torch.from_numpy(sequences.ids[at + 1]),
+        )
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Cross-entropy at the predicted positions."""
+        assert batch.predict_at is not None
+        assert batch.targets is not None
+        hidden = model(batch).last.index_select(0, batch.predict_at)  # (M, D)
+        return Loss(model.prediction_loss(hidden, batch.targets), batch.num_predictions)
