@@ -101,7 +101,7 @@ def test_hidden_states_and_gradients_agree(name, tmp_path):
     loss.backward()
     assert abs(loss - reference.loss) <= TOLERANCE
     their_table = theirs.get_input_embeddings().weight.grad
-    assert distance(ours.tokens.weight.grad, their_table) <= TOLERANCE
+    assert distance(ours.embeddings.tokens.weight.grad, their_table) <= TOLERANCE
     with torch.no_grad():
         for parameter in ours.parameters():
             assert parameter.grad is not None
@@ -199,6 +199,6 @@ def test_initialisation_is_that_of_the_table():
         assert layer.attention.out.weight.std() == pytest.approx(out, rel=0.05)
         assert layer.feed_forward.down.weight.std() == pytest.approx(out, rel=0.05)
         assert layer.attention.qkv.weight.std() == pytest.approx(0.02, rel=0.05)
-        assert model.tokens.weight.std() == pytest.approx(0.02, rel=0.05)
+        assert model.embeddings.tokens.weight.std() == pytest.approx(0.02, rel=0.05)
         assert layer.attention.out.bias.abs().max() == 0
         assert layer.attention_norm.weight.min() == layer.attention_norm.weight.max() == 1

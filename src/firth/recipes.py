@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from firth.config import merge, nested, suggest
 from firth.errors import ConfigError
-from firth.models.bert import SIZES, BertConfig, modern
-from firth.objectives import MaskedLM
+from firth.models import BertConfig, GPTConfig, ModelConfig
+from firth.models.bert import SIZES, modern
+from firth.objectives import CausalLM, MaskedLM, Objective
 from firth.training import BUDGETS, AdamW, Muon, Schedule, Training
-
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class Recipe:
     """Everything a pre-training run depends on, beside its corpus."""
 
     name: str
-    model: BertConfig
+    model: ModelConfig
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
-    objective: MaskedLM = field(default_factory=MaskedLM)
+    objective: Objective = field(default_factory=MaskedLM)
     data: DataSettings = field(default_factory=DataSettings)
     training: Training = field(default_factory=Training)
 
@@ -124,7 +124,7 @@ def modern_bert(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     Muon with AdamW for the rest instead of StableAdamW; the rate falls from 30 % to 15 %.
     """
     plain = _config(size, vocab_size)
-    gated = -(-plain.intermediate_size * 2 // 3 // 64) * 64
+    gated = _gated(plain.intermediate_size)
     model = modern(replace(plain, intermediate_size=gated, max_length=1024))
     return Recipe(
         name="modern-bert",
@@ -137,7 +137,68 @@ def modern_bert(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     )
 
 
-RECIPES = {"bert": bert, "modern-bert": modern_bert}
+def gpt(size: str = "mini", vocab_size: int = 8192) -> Recipe:
+    """A small decoder with the modern parts, trained left to right (Radford et al. 2018, eq. 1).
+
+    Pre-norm RMSNorm and rotary positions (Touvron et al. 2023, section 2.2), GeGLU (Shazeer 2020),
+    normalised queries and keys (Henry et al. 2020), output matrices that begin at zero, Muon for
+    matrices and AdamW for the rest, a rate that falls to zero over the second half (Jordan et al.
+    2024, modded-nanogpt); byte-level BPE as GPT-2. BERT's sizes, with an intermediate size of 2/3,
+    so that the gated layer has as many weights; sequences of 128 tokens, batches of 8,192.
+    """
+    shape = _shape(size)
+    model = GPTConfig(
+        vocab_size=vocab_size,
+        **{**shape, "intermediate_size": _gated(shape["intermediate_size"])},
+        dropout=0.0,
+        activation="gelu",
+        gated=True,
+        norm_kind="rms",
+        positions="rotary",
+        bias=False,
+        qk_norm=True,
+        embedding_norm=True,
+        output_init="zero",
+    )
+    return Recipe(
+        name="gpt",
+        model=model,
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=vocab_size),
+        objective=CausalLM(),
+        training=Training(
+            steps=20_000,
+            optimizer=Muon(lr=0.02, rest=AdamW(lr=3e-3, beta2=0.95)),
+            schedule=Schedule(shape="trapezoid", warmup=0.02, decay=0.5),
+        ),
+    )
+
+
+def gpt2(size: str = "mini", vocab_size: int = 8192) -> Recipe:
+    """GPT-2 (Radford et al. 2019, section 2.3) at BERT's sizes.
+
+    Pre-norm layers, learned positions, GELU, residual matrices scaled by 1/sqrt(2 L), byte-level
+    BPE. Optimisation as GPT-3's small models (Brown et al. 2020, section 2.3 and appendix B): Adam
+    with beta2 0.95, weight decay 0.1, clipping at 1, cosine decay to a tenth.
+
+    Departures, for small corpora: sequences of 128 tokens, batches of 8,192 tokens, a vocabulary of
+    8,192, no dropout, and rates that suit these sizes (1e-3 up to 4x256, 6e-4 above).
+    """
+    shape = _shape(size)
+    lr = 1e-3 if shape["hidden_size"] <= 256 else 6e-4
+    return Recipe(
+        name="gpt2",
+        model=GPTConfig(vocab_size=vocab_size, **shape, dropout=0.0),
+        tokenizer=TokenizerSettings(kind="bpe", vocab_size=vocab_size),
+        objective=CausalLM(),
+        training=Training(
+            steps=20_000,
+            optimizer=AdamW(lr=lr, beta2=0.95, eps=1e-8, weight_decay=0.1),
+            schedule=Schedule(shape="cosine", warmup=0.02, floor=0.1),
+        ),
+    )
+
+
+RECIPES = {"bert": bert, "modern-bert": modern_bert, "gpt": gpt, "gpt2": gpt2}
 
 
 def recipe(name: str, **arguments: Any) -> Recipe:
@@ -155,33 +216,39 @@ def _without_effect(
     chosen: Recipe, settings: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """Those of the settings that the others make idle, each with the reason."""
-    model = chosen.model
+    model, objective = chosen.model, chosen.objective
     rotary = model.positions == "rotary"
-    idle = {
-        "position_offset": "rotary positions have no table" if rotary else "",
-        "rotary_base": "" if rotary else "positions are learned",
-        "rotary_base_global": "" if rotary else "positions are learned",
-        "global_every": "" if model.local_window else "without local_window all layers are global",
-    }
-    if rotary and not model.local_window:
-        idle["rotary_base_global"] = "without local_window every layer has rotary_base"
+    idle = {"rotary_base": "" if rotary else "positions are learned"}
+    if isinstance(model, BertConfig):
+        windows = model.local_window > 0
+        idle |= {
+            "position_offset": "rotary positions have no table" if rotary else "",
+            "rotary_base_global": idle["rotary_base"],
+            "global_every": "" if windows else "without local_window all layers are global",
+        }
+        if rotary and not windows:
+            idle["rotary_base_global"] = "without local_window every layer has rotary_base"
     for name, reason in idle.items():
         if reason and name in settings.get("model", ()):
             yield f"model.{name}", reason
-    rates = (chosen.objective.rate, chosen.objective.final_rate)
-    if "final_rate" in settings.get("objective", ()) and rates[0] == rates[1]:
+    if (
+        isinstance(objective, MaskedLM)
+        and "final_rate" in settings.get("objective", ())
+        and objective.final_rate == objective.rate
+    ):
         yield "objective.final_rate", "it is the rate at the start"
 
 
-def _config(size: str, vocab_size: int, *, dropout: float = 0.0) -> BertConfig:
+def _shape(size: str) -> dict[str, int]:
     if size not in SIZES:
         raise ConfigError(f"unknown size {size!r}; {suggest(size, SIZES)}")
-    shape = SIZES[size]
-    return BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=shape["hidden_size"],
-        num_layers=shape["num_layers"],
-        num_heads=shape["num_heads"],
-        intermediate_size=shape["intermediate_size"],
-        dropout=dropout,
-    )
+    return SIZES[size]
+
+
+def _gated(intermediate_size: int) -> int:
+    """With as many weights in three matrices as in two, rounded up to a multiple of 64."""
+    return -(-intermediate_size * 2 // 3 // 64) * 64
+
+
+def _config(size: str, vocab_size: int) -> BertConfig:
+    return BertConfig(vocab_size=vocab_size, **_shape(size), dropout=0.0)

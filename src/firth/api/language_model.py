@@ -1,6 +1,6 @@
 """`LanguageModel`: one object for everything a pre-trained model can do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +21,10 @@ from firth.inference.embedding import (
     word_vectors,
 )
 from firth.inference.forward import Engine
-from firth.inference.scoring import Filled, Score, fill, score_masked
+from firth.inference.generation import Continuation, Decoding, Ended, beam_search, continuations
+from firth.inference.scoring import Filled, Score, fill, score_causal, score_masked
 from firth.interop.huggingface import save_model
-from firth.models import Bert
+from firth.models import GPT, LanguageModelNetwork
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding, Text
 from firth.text.batches import collate
@@ -42,11 +43,29 @@ class TextArray:
     """(tokens, V) logits or (L+1, tokens, D) hidden states; float32."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A text and how the model went on."""
+
+    prompt: str
+    continuation: str
+    tokens: list[str]
+    """Those of the continuation."""
+    log_probabilities: np.ndarray
+    """Of the tokens and, where there is one, of the closing token, in nats."""
+    ended: Ended
+
+    @property
+    def text(self) -> str:
+        """The prompt and its continuation."""
+        return self.prompt + self.continuation
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A pre-trained model with its tokenizer. Nothing changes it: `adapt` works on copies."""
 
-    model: Bert
+    model: LanguageModelNetwork
     tokenizer: Tokenizer
     path: Path | None = None
     precision: Precision = "auto"
@@ -59,6 +78,13 @@ class LanguageModel:
     def max_length(self) -> int:
         """Longest sequence, in tokens: learned positions that training never saw do not count."""
         return self.record.get("max_length", self.model.config.max_length)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model predicts each token from those before it: it generates and scores, but
+        fills no blanks.
+        """
+        return isinstance(self.model, GPT)
 
     @cached_property
     def engine(self) -> Engine:
@@ -143,6 +169,11 @@ class LanguageModel:
             strings, such a result for each.
         """
         self._need_head("fill")
+        if self.causal:
+            raise UnsupportedError(
+                "fill needs a masked language model, and this is a causal one; let it continue the "
+                "text instead, with generate"
+            )
         single = isinstance(texts, str)
         encodings = self._encode([texts] if single else list(texts))
         found = fill(self.engine, self.tokenizer, encodings, top_k)
@@ -150,9 +181,95 @@ class LanguageModel:
         return results[0] if single else results
 
     def score(self, texts: Sequence[Text]) -> list[Score]:
-        """Pseudo-log-likelihood of each text, token by token."""
+        """Log-likelihood of each text, token by token; of a masked model, pseudo-log-likelihood."""
         self._need_head("score")
-        return score_masked(self.engine, self.tokenizer, self._encode(texts))
+        method = score_causal if self.causal else score_masked
+        return method(self.engine, self.tokenizer, self._encode(texts))
+
+    def generate(
+        self, texts: Text | Sequence[str], *, stop: Sequence[str] = (), **settings: Any
+    ) -> Any:
+        """Continues texts.
+
+        Args:
+            texts: one prompt or several; "" lets the model begin.
+            stop: strings that end a text; they are cut off.
+            settings: those of `firth.Decoding`, for instance max_tokens=100, temperature=0.8.
+
+        Returns:
+            A `Generated` for one string; for a list of strings, one for each.
+
+        Raises:
+            UnsupportedError: if the model is no decoder, or a prompt leaves no room in its window.
+        """
+        single = isinstance(texts, str)
+        prompts = [texts] if isinstance(texts, str) else list(texts)
+        how = Decoding(**settings)
+        ids = self._prompts(prompts)
+        if how.beams > 1:
+            last = self.tokenizer.vocabulary.last
+            found = [beam_search(self.engine, one, how, last=last)[0] for one in ids]
+        else:
+            *_, found = self._continue(ids, how, stop)
+        results = [self._generated(*one, stop) for one in zip(prompts, found, strict=True)]
+        return results[0] if single else results
+
+    def stream(self, text: str, *, stop: Sequence[str] = (), **settings: Any) -> Iterator[str]:
+        """Continues one text, piece by piece as it comes."""
+        shown = ""
+        for (one,) in self._continue(self._prompts([text]), Decoding(**settings), stop):
+            now = self._generated(text, one, stop).continuation
+            # Half a character, or what may become a stop string, waits for the next token.
+            whole = one.ended is not None or not now.endswith("\ufffd")
+            if whole and now.startswith(shown) and (one.ended or not _may_stop(now, stop)):
+                yield now[len(shown) :]
+                shown = now
+
+    def _continue(
+        self, prompts: list[np.ndarray], how: Decoding, stop: Sequence[str]
+    ) -> Iterator[list[Continuation]]:
+        if how.beams > 1:
+            raise ConfigError("a text that comes piece by piece has one beam; leave beams at 1")
+
+        def stops(ids: Sequence[int]) -> bool:
+            return bool(stop) and any(word in self.tokenizer.decode(ids) for word in stop)
+
+        last = self.tokenizer.vocabulary.last
+        return continuations(self.engine, prompts, how, last=last, stop=stops)
+
+    def _prompts(self, texts: list[str]) -> list[np.ndarray]:
+        """Token ids that open with the opening token and are not closed."""
+        if not self.causal:
+            raise UnsupportedError(
+                "generate needs a model that predicts the next token (a decoder), and this is a "
+                "masked one; fill its blanks with fill"
+            )
+        vocabulary = self.tokenizer.vocabulary
+        found = []
+        for encoding in self._encode(texts):
+            inside = encoding.ids[encoding.words >= 0]
+            found.append(np.concatenate([[vocabulary.first], inside]))
+            if len(found[-1]) >= self.max_length:
+                raise UnsupportedError(
+                    f"a prompt has {len(found[-1])} tokens and the model's window is "
+                    f"{self.max_length}; shorten it, so that there is room for more"
+                )
+        return found
+
+    def _generated(self, prompt: str, one: Continuation, stop: Sequence[str]) -> "Generated":
+        ids = self.tokenizer.encode(prompt).ids
+        lead = self.tokenizer.decode(ids)
+        whole = self.tokenizer.decode([*ids, *one.ids])
+        added = whole.removeprefix(lead)
+        for word in stop:
+            added = added.partition(word)[0] if word in added else added
+        return Generated(
+            prompt=prompt,
+            continuation=added,
+            tokens=[self.tokenizer.token(i) for i in one.ids],
+            log_probabilities=np.array(one.log_probabilities),
+            ended=one.ended or "length",
+        )
 
     def save(self, directory: str | Path) -> None:
         """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read."""
@@ -185,8 +302,13 @@ class LanguageModel:
         return encodings
 
 
+def _may_stop(text: str, stop: Sequence[str]) -> bool:
+    """Whether the text ends with the beginning of a stop string."""
+    return any(text.endswith(word[:n]) for word in stop for n in range(1, len(word) + 1))
+
+
 def _array(encoding: Encoding, values: np.ndarray) -> TextArray:
     return TextArray(tokens=encoding.tokens, offsets=encoding.offsets, values=values)
 
 
-__all__ = ["Filled", "LanguageModel", "Score", "TextArray", "Vectors"]
+__all__ = ["Filled", "Generated", "LanguageModel", "Score", "TextArray", "Vectors"]

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,10 +20,11 @@ from firth.config import from_dict, read_json, to_dict
 from firth.device import pick_device, prepare_process
 from firth.errors import ConfigError
 from firth.inference.forward import Engine
-from firth.inference.scoring import fill
+from firth.inference.samples import continued_texts, filled_blanks
 from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import load_model, save_model
-from firth.models import Bert
+from firth.models import LanguageModelNetwork, build
+from firth.objectives import CausalLM
 from firth.recipes import Recipe
 from firth.text.batches import ObjectiveBatches, PackedSequences, random_stream
 from firth.text.corpus import Corpus
@@ -201,9 +203,9 @@ def _packed(recipe: Recipe, shards: Shards, vocabulary: Any, seed: int) -> Packe
     )
 
 
-def _new_model(recipe: Recipe, device: torch.device) -> Bert:
+def _new_model(recipe: Recipe, device: torch.device) -> LanguageModelNetwork:
     torch.manual_seed(recipe.training.seed)
-    return Bert(recipe.model, pooler=False).to(device)
+    return build(recipe.model).to(device)
 
 
 def _fix_steps(
@@ -248,18 +250,16 @@ def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> N
         _announce(recipe, model, packed.steps_per_epoch, how.device)
 
     def export(trained: nn.Module) -> None:
-        assert isinstance(trained, Bert)
+        assert isinstance(trained, LanguageModelNetwork)
         record = {"recipe": recipe.name, "max_length": recipe.max_length}
         save_model(run, trained, vocabulary=vocabulary, firth=record)
         write_text(run / "README.md", model_card(run, recipe, shards))
 
-    # Validation masks 15 % whatever the training rate, so that runs compare.
-    measure = replace(recipe.objective, rate=0.15, final_rate=None)
     enough = max(1, recipe.data.valid_tokens // training.batch_tokens)
     plan = Run(
         path=run,
         total_steps=training.steps,
-        valid=ObjectiveBatches(held_out, measure),
+        valid=ObjectiveBatches(held_out, recipe.objective.for_validation()),
         num_valid_batches=min(held_out.steps_per_epoch, enough),
         unigram_entropy=shards["train"].unigram_entropy(),
         sample=_sampler(shards["valid"], tokenizer, recipe),
@@ -272,7 +272,7 @@ def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> N
     train(State.begin(model, training), recipe.objective, batches, training, plan)
 
 
-def _announce(recipe: Recipe, model: Bert, steps_per_epoch: int, device: torch.device) -> None:
+def _announce(recipe: Recipe, model: nn.Module, steps_per_epoch: int, device: torch.device) -> None:
     steps = recipe.training.steps or 0
     logger.info(
         "%s: %s parameters, %s steps of %s tokens, %.1f epochs, on %s",
@@ -288,30 +288,19 @@ def _announce(recipe: Recipe, model: Bert, steps_per_epoch: int, device: torch.d
 def _sampler(
     shards: Shards, tokenizer: Tokenizer, recipe: Recipe, count: int = 3
 ) -> Callable[[nn.Module], list[str]]:
-    """Shows what the model puts into one blank of a few held-out sentences."""
+    """Shows what the model makes of a few held-out sentences."""
     rng = random_stream(_SAMPLE_SEED, 0, 0)
     starts = shards.document_starts
-    vocabulary = tokenizer.vocabulary
-    blank = tokenizer.token(vocabulary.mask)
-    questions: list[tuple[str, str]] = []
-    for document in rng.permutation(len(starts) - 1)[:count]:
-        begin = int(starts[document])
-        ids = shards.tokens(begin, min(int(starts[document + 1]), begin + 16)).tolist()
-        at = int(rng.integers(len(ids)))
-        answer = tokenizer.decode([ids[at]])
-        parts = [tokenizer.decode(part) for part in (ids[:at], ids[at + 1 :])]
-        questions.append((f"{parts[0]} {blank} {parts[1]}".strip(), answer))
+    chosen = rng.permutation(len(starts) - 1)[:count]
+    begins = [int(starts[i]) for i in chosen]
+    ends = [min(int(starts[i + 1]), int(starts[i]) + 16) for i in chosen]
+    texts = [np.array(shards.tokens(a, b)) for a, b in zip(begins, ends, strict=True)]
 
     def sample(model: nn.Module) -> list[str]:
         engine = Engine.of(model, recipe.training.precision, recipe.model.max_length)
-        encodings = tokenizer.encode_batch([text for text, _ in questions])
-        lines = []
-        for (text, answer), blanks in zip(
-            questions, fill(engine, tokenizer, encodings, 3), strict=True
-        ):
-            guesses = ", ".join(f"{guess.token} {guess.probability:.2f}" for guess in blanks[0])
-            lines.append(f"{text}  ->  {guesses}  (was: {answer})")
-        return lines
+        if isinstance(recipe.objective, CausalLM):
+            return continued_texts(engine, tokenizer, texts)
+        return filled_blanks(engine, tokenizer, texts, random_stream(_SAMPLE_SEED, 0, 1))
 
     return sample
 
@@ -321,8 +310,8 @@ def model_card(run: Path, recipe: Recipe, shards: dict[str, Shards]) -> str:
     rows = [row for row in read_metrics(run) if "valid_loss" in row]
     last = rows[-1] if rows else None
     result = (
-        f"Validation perplexity at masked positions: {last['valid_perplexity']:.2f} after step "
-        f"{last['step']:,} ({last['tokens']:,} tokens, {last['seconds'] / 60:.1f} minutes)."
+        f"Validation perplexity {recipe.objective.predicts}: {last['valid_perplexity']:.2f} after "
+        f"step {last['step']:,} ({last['tokens']:,} tokens, {last['seconds'] / 60:.1f} minutes)."
         if last
         else "Not validated."
     )

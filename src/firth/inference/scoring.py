@@ -1,10 +1,13 @@
-"""Filling blanks and scoring texts with a masked language model."""
+"""Filling blanks, and scoring texts with masked and causal language models."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from firth.errors import UnsupportedError
@@ -22,6 +25,13 @@ class Filled:
     """The text with the blank filled in."""
 
 
+_CHUNK_SCORES = 1 << 24
+"""Scores over the vocabulary that are held at a time."""
+
+Method = Literal["log-likelihood", "pseudo-log-likelihood"]
+"""Each token given those before it, or given all the others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """How likely a model finds a text."""
@@ -30,8 +40,8 @@ class Score:
     tokens: list[str]
     """The ordinary tokens."""
     log_probabilities: np.ndarray
-    """(tokens) nats: log p(token | all the others)."""
-    method: str = "pseudo-log-likelihood"
+    """(tokens) nats: log p(token | context), the context being what `method` says."""
+    method: Method
 
     @property
     def total(self) -> float:
@@ -42,6 +52,12 @@ class Score:
     def perplexity(self) -> float:
         """Exponential of the mean negative log probability a token."""
         return float(np.exp(-self.log_probabilities.mean())) if len(self.tokens) else float("nan")
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Negative log probability in bits, by byte of the text in UTF-8."""
+        size = len(self.text.encode())
+        return -self.total / (math.log(2) * size) if size else float("nan")
 
 
 def fill(
@@ -141,6 +157,66 @@ def score_masked(
                 t for t, word in zip(encoding.tokens, encoding.words, strict=True) if word >= 0
             ],
             log_probabilities=log[encoding.words >= 0],
+            method="pseudo-log-likelihood",
+        )
+        for encoding, log in zip(encodings, logs, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Part of a text that fits the window: reads `ids`, answers for tokens `begin` to `end`."""
+
+    text: int
+    ids: np.ndarray
+    begin: int
+    end: int
+
+
+def score_causal(
+    engine: Engine, tokenizer: Tokenizer, encodings: Sequence[Encoding]
+) -> list[Score]:
+    """Log-likelihoods: sum_t log p(w_t | w_<t), the first token given the opening one.
+
+    Texts longer than the model's window are read in windows that overlap by half, so that every
+    token has at least half a window before it.
+    """
+    stretches: list[_Stretch] = []
+    ordinary = [encoding.ids[encoding.words >= 0] for encoding in encodings]
+    half = max(1, engine.max_length // 2)
+    for text, ids in enumerate(ordinary):
+        whole = np.concatenate([[tokenizer.vocabulary.first], ids])
+        done = 0
+        while done < len(ids):
+            begin = 0 if done == 0 else done + half + 1 - engine.max_length
+            end = min(len(ids), begin + engine.max_length - 1)
+            stretches.append(_Stretch(text, whole[begin : end + 1], done, end))
+            done = end
+    logs = [np.zeros(len(ids)) for ids in ordinary]
+
+    def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
+        hidden = engine.model(batch).last
+        targets = batch.input_ids.roll(-1)
+        rows = max(1, _CHUNK_SCORES // tokenizer.vocabulary.size)
+        parts = [
+            -F.cross_entropy(engine.model.logits(h).float(), t, reduction="none")  # type: ignore[operator]
+            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+        ]
+        return torch.cat(parts).cpu().numpy()
+
+    for chosen, batch, values in engine.run([s.ids for s in stretches], compute):
+        for i, part in zip(chosen, np.split(values, batch.starts[1:-1].numpy()), strict=True):
+            one = stretches[i]
+            # The state at each token predicts the next one; the last one's prediction is idle.
+            logs[one.text][one.begin : one.end] = part[:-1][one.begin - one.end :]
+    return [
+        Score(
+            text=encoding.text,
+            tokens=[
+                t for t, word in zip(encoding.tokens, encoding.words, strict=True) if word >= 0
+            ],
+            log_probabilities=log,
+            method="log-likelihood",
         )
         for encoding, log in zip(encodings, logs, strict=True)
     ]

@@ -80,8 +80,8 @@ _SHAPE: dict[str, dict[str, Any]] = {
 
 _NAMES: dict[str, Names] = {
     "gpt2": {
-        "tokens": "transformer.wte",
-        "positions": "transformer.wpe",
+        "embeddings.tokens": "transformer.wte",
+        "embeddings.positions": "transformer.wpe",
         "layers.*.attention_norm": "transformer.h.*.ln_1",
         "layers.*.attention.qkv": "transformer.h.*.attn.c_attn",
         "layers.*.attention.out": "transformer.h.*.attn.c_proj",
@@ -92,7 +92,7 @@ _NAMES: dict[str, Names] = {
         "head": "lm_head",
     },
     "llama": {
-        "tokens": "model.embed_tokens",
+        "embeddings.tokens": "model.embed_tokens",
         "layers.*.attention_norm": "model.layers.*.input_layernorm",
         "layers.*.attention.qkv": (
             "model.layers.*.self_attn.q_proj",
@@ -214,7 +214,11 @@ def decoder_tensors(
 
 
 def state_from_decoder(
-    family: str, config: GPTConfig, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], where: Path
+    family: str,
+    config: GPTConfig,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    where: Path,
 ) -> dict[str, Tensor]:
     """The tensors of a file by our names, for a model whose (meta) tensors are `state`.
 

@@ -1,8 +1,9 @@
 """Run directories that `transformers` loads, and its directories as models here.
 
 A directory holds `config.json` and `model.safetensors`. Where the shape is one of BERT, RoBERTa,
-DistilBERT, ModernBERT, GPT-2 or Llama, both are in the form of `transformers`, with one more block, `firth`, in
-the settings; otherwise the tensors keep our names and the settings hold that block alone.
+DistilBERT, ModernBERT, GPT-2 or Llama, both are in the form of `transformers`, with one more block,
+`firth`, in the settings; otherwise the tensors keep our names and the settings hold that block
+alone.
 """
 
 import json

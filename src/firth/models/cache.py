@@ -15,9 +15,7 @@ class LayerCache:
         self.columns: Tensor | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64)
 
-    def attend(
-        self, own: Tensor, layout: Layout, how: Scores, distances: Tensor | None
-    ) -> Tensor:
+    def attend(self, own: Tensor, layout: Layout, how: Scores, distances: Tensor | None) -> Tensor:
         """Adds the keys and values of `own` (R, H + 2G, K) and attends to all that are held.
 
         The first call reads whole sequences; each later one reads one more token of each.
@@ -35,7 +33,9 @@ class LayerCache:
         self.columns[row, self.lengths] = beside
         self.lengths = self.lengths + 1
         out = own.new_zeros(len(own), how.num_heads, own.shape[2])
-        out[: layout.num_tokens] = self._attend_last(own[: len(beside), : how.num_heads], how, distances)
+        out[: layout.num_tokens] = self._attend_last(
+            own[: len(beside), : how.num_heads], how, distances
+        )
         return out
 
     def keep(self, rows: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Decoders: GPT (Radford et al. 2018), GPT-2 and GPT-3, and the modern form of Llama, one assembly."""
+"""Decoders: GPT (Radford et al. 2018), GPT-2, GPT-3, and the modern form of Llama, one assembly."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -79,6 +79,29 @@ class GPTConfig:
         return self.head_size or self.hidden_size // self.num_heads
 
 
+class GPTEmbeddings(nn.Module):
+    """dropout(norm(token + position)), norm and position where the shape has them."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_length, config.hidden_size) if learned else None
+        self.norm = _norm(config) if config.embedding_norm else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+        # A pre-norm stream only grows: in bfloat16 what a layer adds would be lost in it.
+        self.low_precision = config.norm == "post"
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """(R, D): the N tokens, then spare rows."""
+        x = self.tokens(F.pad(ids, (0, len(positions) - len(ids))))  # (R, D)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        x = self.dropout(self.norm(x))
+        dtype = activation_dtype(x.device) if self.low_precision else None
+        return x if dtype is None else x.to(dtype)
+
+
 class GPT(nn.Module):
     """A causal Transformer with a language-model head.
 
@@ -99,15 +122,12 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        size = config.hidden_size
-        self.tokens = nn.Embedding(config.vocab_size, size)
-        learned = config.positions == "learned"
-        self.positions = nn.Embedding(config.max_length, size) if learned else None
-        self.embedding_norm = _norm(config) if config.embedding_norm else nn.Identity()
-        self.dropout = Dropout(config.dropout)
+        self.embeddings = GPTEmbeddings(config)
         self.layers = nn.ModuleList(_block(config) for _ in range(config.num_layers))
         self.final_norm = _norm(config) if config.norm == "pre" else nn.Identity()
-        self.head = None if config.tied else nn.Linear(size, config.vocab_size, bias=False)
+        self.head = (
+            None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
         self.reset_parameters()
 
     @torch.no_grad()
@@ -119,7 +139,7 @@ class GPT(nn.Module):
             if parameter.ndim == 1:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
                 continue
-            std = 0.01 if name.startswith("positions") and how != "plain" else 0.02
+            std = 0.01 if "positions" in name and how != "plain" else 0.02
             std *= factor if name.endswith(("attention.out.weight", "down.weight")) else 1.0
             nn.init.normal_(parameter, std=std)
 
@@ -139,7 +159,7 @@ class GPT(nn.Module):
         positions = layout.positions
         if cache is not None and len(cache.lengths):
             positions = F.pad(cache.lengths, (0, len(positions) - layout.num_tokens))
-        x = self._embed(batch.input_ids, positions)  # (R, D)
+        x = self.embeddings(batch.input_ids, positions)  # (R, D)
         rotary = None
         if self.config.positions == "rotary":
             rotary = rotary_tables(positions, self.config.size_of_head, self.config.rotary_base)
@@ -152,18 +172,9 @@ class GPT(nn.Module):
         kept = tuple(state[: layout.num_tokens] for state in states) if hidden_states else ()
         return Output(x[: layout.num_tokens], kept)
 
-    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        x = self.tokens(F.pad(ids, (0, len(positions) - len(ids))))
-        if self.positions is not None:
-            x = x + self.positions(positions)
-        x = self.dropout(self.embedding_norm(x))
-        # A pre-norm stream only grows: in bfloat16 what a layer adds would be lost in it.
-        dtype = activation_dtype(x.device) if self.config.norm == "post" else None
-        return x if dtype is None else x.to(dtype)
-
     @property
     def _output(self) -> Tensor:
-        return self.tokens.weight if self.head is None else self.head.weight
+        return self.embeddings.tokens.weight if self.head is None else self.head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) hidden states to (M, V) scores of the next token."""
@@ -177,10 +188,8 @@ class GPT(nn.Module):
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer (the last with the final norm)."""
-        embeddings = [self.tokens.weight, *self.embedding_norm.parameters()]
-        if self.positions is not None:
-            embeddings.append(self.positions.weight)
-        groups = [embeddings, *(list(layer.parameters()) for layer in self.layers)]
+        groups = [list(self.embeddings.parameters())]
+        groups += [list(layer.parameters()) for layer in self.layers]
         groups[-1] += list(self.final_norm.parameters())
         return groups
 
@@ -194,9 +203,7 @@ class GPT(nn.Module):
 
 
 def _norm(config: GPTConfig) -> nn.Module:
-    return make_norm(
-        config.norm_kind, config.hidden_size, eps=config.norm_eps, bias=config.bias
-    )
+    return make_norm(config.norm_kind, config.hidden_size, eps=config.norm_eps, bias=config.bias)
 
 
 def _block(config: GPTConfig) -> Block:

@@ -48,7 +48,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalisation (Zhang and Sennrich 2019, eq. 4): y = g x / sqrt(mean x^2 + eps).
+    """RMS normalisation (Zhang and Sennrich 2019, eq. 4): y = g x / sqrt(mean x^2 + eps).
 
     Computed in float32 whatever the dtype of `x`; the output has the dtype of `x`.
     """

@@ -1,4 +1,4 @@
-"""Where a token stands: rotary positions turn queries and keys, sinusoids are added to embeddings."""
+"""Where a token stands: rotary positions turn queries and keys, sinusoids add to embeddings."""
 
 import torch
 from torch import Tensor

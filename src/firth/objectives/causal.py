@@ -1,7 +1,7 @@
 """Causal language modelling: every token is predicted from those before it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,13 @@ class CausalLM:
     The first token of a sequence is given; each other one, the closing token included, is predicted
     from the state at the token before it.
     """
+
+    predicts: ClassVar[str] = "of the next token"
+    """What its perplexity is about."""
+
+    def for_validation(self) -> "CausalLM":
+        """The same objective."""
+        return self
 
     def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
         """Nothing is corrupted; `targets` are the next tokens."""

@@ -1,8 +1,8 @@
 """Masked language modelling: which positions are predicted, and what stands there meanwhile."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,13 @@ class MaskedLM:
                 raise ConfigError(f"MaskedLM.{name} is {value}, expected a share between 0 and 1")
         if self.mask_share + self.random_share > 1:
             raise ConfigError("MaskedLM: mask_share and random_share add up to more than 1")
+
+    predicts: ClassVar[str] = "at masked positions"
+    """What its perplexity is about."""
+
+    def for_validation(self) -> "MaskedLM":
+        """Masks 15 % whatever the training rate, so that runs compare."""
+        return replace(self, rate=0.15, final_rate=None)
 
     def rate_at(self, progress: float) -> float:
         """The masking rate after this share of training."""

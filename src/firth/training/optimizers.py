@@ -42,7 +42,7 @@ class Muon:
     """Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for everything else.
 
     Muon's update is the momentum matrix made orthogonal by five Newton-Schulz steps. Embeddings,
-    the vocabulary's bias, norms and biases go to `rest`.
+    an output matrix of its own, the vocabulary's bias, norms and biases go to `rest`.
     """
 
     lr: float = 0.01
@@ -53,7 +53,9 @@ class Muon:
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
         """See `AdamW.build`."""
         named = [(name, p) for name, p in parameters if p.requires_grad]
-        matrices = [p for name, p in named if p.ndim == 2 and "embeddings" not in name]
+        matrices = [
+            p for n, p in named if p.ndim == 2 and "embeddings" not in n and n != "head.weight"
+        ]
         chosen = {id(p) for p in matrices}
         rest = self.rest.build((name, p) for name, p in named if id(p) not in chosen)
         if not matrices:

@@ -1,0 +1,257 @@
+"""Generating text: greedy, sampled and by beam search, many prompts at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firth.device import computing
+from firth.errors import ConfigError
+from firth.inference.forward import Engine
+from firth.models.cache import Cache
+from firth.protocols import Batch
+
+Ended = Literal["end", "stop", "length"]
+"""Why a text ends: its closing token, a stop string, or no room for more tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How the next token is chosen from the model's scores, and when to stop."""
+
+    max_tokens: int = 64
+    """Most tokens to add to a prompt."""
+    temperature: float = 0.0
+    """0: the most probable token (greedy). Else the scores are divided by it, then sampled from."""
+    top_k: int = 0
+    """Sample from the k most probable tokens alone (Fan et al. 2018, section 5.1); 0 for all."""
+    top_p: float = 1.0
+    """Sample from the fewest tokens that have this probability together (Holtzman et al. 2020)."""
+    repetition_penalty: float = 1.0
+    """Divides positive scores, and multiplies negative ones, of tokens that stand in the text
+    already (Keskar et al. 2019, section 4.1)."""
+    beams: int = 1
+    """Hypotheses kept at each step; more than one is beam search, without sampling."""
+    length_penalty: float = 1.0
+    """Beam search ranks by log P / length^penalty (Wu et al. 2016, eq. 14, simplified)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_tokens", 1), ("temperature", 0), ("top_k", 0), ("beams", 1)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {low}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if self.repetition_penalty <= 0:
+            raise ConfigError(f"repetition_penalty is {self.repetition_penalty}, expected over 0")
+        if self.beams > 1 and self.temperature > 0:
+            raise ConfigError("beam search does not sample: leave temperature at 0, or beams at 1")
+
+
+@dataclass
+class Continuation:
+    """What was generated after one prompt."""
+
+    ids: list[int] = field(default_factory=list)
+    """The new tokens, the closing one left out."""
+    log_probabilities: list[float] = field(default_factory=list)
+    """Of the new tokens under the model (before temperature and the like), in nats."""
+    ended: Ended | None = None
+
+
+Stop = Callable[[Sequence[int]], bool]
+"""Whether the tokens so far end with something to stop at."""
+
+
+def continuations(
+    engine: Engine, prompts: Sequence[np.ndarray], how: Decoding, *, last: int, stop: Stop
+) -> Iterator[list[Continuation]]:
+    """Reads the prompts at once, then adds a token to each in every step.
+
+    Each text draws from its own random numbers, so it does not depend on the texts beside it.
+
+    Args:
+        engine: with a decoder.
+        prompts: token ids, at least one each.
+        how: the choice of tokens.
+        last: the closing token.
+        stop: ends a text early.
+
+    Yields:
+        The continuations after each step, the same objects each time.
+    """
+    room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
+    found = [Continuation() for _ in prompts]
+    randoms = [np.random.default_rng((how.seed, i)) for i in range(len(prompts))]
+    reader = _Reader(engine, prompts, room)
+    alive = list(range(len(prompts)))
+    while alive:
+        scores = reader.scores
+        logs = torch.log_softmax(scores, dim=-1)
+        history = [np.concatenate([prompts[i], found[i].ids]) for i in alive]
+        uniforms = np.array([randoms[i].random() for i in alive])
+        chosen = choose(scores, history, uniforms, how)
+        taken = logs.gather(1, chosen[:, None]).squeeze(1).tolist()
+        for i, token, log in zip(alive, chosen.tolist(), taken, strict=True):
+            _extend(found[i], token, log, last, stop, how, room - len(prompts[i]))
+        yield found
+        kept = [row for row, i in enumerate(alive) if found[i].ended is None]
+        alive = [alive[row] for row in kept]
+        if alive:
+            rows = torch.tensor(kept, device=engine.device)
+            reader.read(rows, chosen[rows])
+
+
+def _extend(
+    text: Continuation, token: int, log: float, last: int, stop: Stop, how: Decoding, room: int
+) -> None:
+    text.log_probabilities.append(log)
+    if token == last:
+        text.ended = "end"
+        return
+    text.ids.append(token)
+    if stop(text.ids):
+        text.ended = "stop"
+    elif len(text.ids) >= min(how.max_tokens, room):
+        text.ended = "length"
+
+
+def choose(
+    scores: Tensor, history: Sequence[np.ndarray], uniforms: np.ndarray, how: Decoding
+) -> Tensor:
+    """(B) tokens from (B, V) scores.
+
+    Args:
+        scores: of the next token.
+        history: the tokens of each text so far, for the repetition penalty.
+        uniforms: (B) one random number a text, from 0 to 1.
+        how: the settings.
+    """
+    scores = penalised(scores, history, how.repetition_penalty)
+    if how.temperature == 0:
+        return scores.argmax(dim=-1)
+    values, order = torch.sort(scores / how.temperature, dim=-1, descending=True)
+    if how.top_k:
+        values[:, how.top_k :] = -torch.inf
+    shares = torch.softmax(values, dim=-1)
+    before = shares.cumsum(dim=-1) - shares  # the probability of all better tokens
+    shares = shares.masked_fill(before >= how.top_p, 0.0).double()
+    totals = shares.cumsum(dim=-1)
+    goals = torch.from_numpy(uniforms).to(totals)[:, None] * totals[:, -1:]
+    place = torch.searchsorted(totals, goals, right=True).clamp_max_(scores.shape[1] - 1)
+    return order.gather(1, place).squeeze(1)
+
+
+def penalised(scores: Tensor, history: Sequence[np.ndarray], penalty: float) -> Tensor:
+    """Scores with those of tokens in `history` lowered."""
+    if penalty == 1.0:
+        return scores
+    scores = scores.clone()
+    for row, ids in enumerate(history):
+        seen = torch.from_numpy(np.unique(ids)).to(scores.device)
+        own = scores[row, seen]
+        scores[row, seen] = torch.where(own > 0, own / penalty, own * penalty)
+    return scores
+
+
+class _Reader:
+    """The scores of the next token of several texts, kept up to date token by token."""
+
+    def __init__(self, engine: Engine, prompts: Sequence[np.ndarray], room: int) -> None:
+        self.engine = engine
+        self.cache = Cache(len(engine.model.layers), room)  # type: ignore[arg-type]
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        ids = torch.from_numpy(np.concatenate(prompts).astype(np.int64))
+        self.scores = self._run(ids.to(engine.device), starts, starts[1:] - 1)
+
+    def read(self, rows: Tensor, tokens: Tensor) -> None:
+        """Goes on with these texts, each with one more token."""
+        count = len(rows)
+        if count < len(self.scores) or not torch.equal(rows.cpu(), torch.arange(count)):
+            self.cache.keep(rows)
+        self.scores = self._run(tokens, torch.arange(count + 1), torch.arange(count))
+
+    def _run(self, ids: Tensor, starts: Tensor, at: Tensor) -> Tensor:
+        engine = self.engine
+        with torch.inference_mode(), computing(engine.dtype, engine.device):
+            engine.model.eval()
+            last = engine.model(Batch(input_ids=ids, starts=starts), cache=self.cache).last
+            return engine.model.logits(last[at.to(engine.device)]).float()  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class _Hypothesis:
+    score: float
+    """log P / length^penalty."""
+    ids: tuple[int, ...]
+    logs: tuple[float, ...]
+    closed: bool
+
+
+def beam_search(
+    engine: Engine, prompt: np.ndarray, how: Decoding, *, last: int
+) -> list[Continuation]:
+    """The best continuations of one prompt, best first (Sutskever et al. 2014, section 3.2).
+
+    A hypothesis that closes is set aside with its score log P / length^penalty, the closing token
+    counted. The search ends when `beams` are closed and no open one, at its present length, scores
+    better than the worst of them.
+    """
+    room = min(how.max_tokens, engine.max_length - len(prompt))
+    reader = _Reader(engine, [prompt], len(prompt) + room)
+    texts: list[tuple[tuple[int, ...], tuple[float, ...]]] = [((), ())]
+    totals = torch.zeros(1, dtype=torch.float64)
+    closed: list[_Hypothesis] = []
+    for length in range(1, room + 1):
+        logs = torch.log_softmax(reader.scores, dim=-1)
+        history = [np.array([*prompt, *ids]) for ids, _ in texts]
+        ranked = penalised(logs, history, how.repetition_penalty).cpu().double()
+        sums = (totals[:, None] + ranked).flatten()
+        best, where = sums.topk(min(2 * how.beams, len(sums)))
+        rows, tokens = where // ranked.shape[1], where % ranked.shape[1]
+        open_rows: list[tuple[float, int, int]] = []
+        for rank, (total, row, token) in enumerate(
+            zip(best.tolist(), rows.tolist(), tokens.tolist(), strict=True)
+        ):
+            if token == last and rank < how.beams:
+                ids, values = texts[row]
+                log = float(logs[row, token])
+                score = total / length**how.length_penalty
+                closed.append(_Hypothesis(score, ids, (*values, log), closed=True))
+            elif token != last and len(open_rows) < how.beams:
+                open_rows.append((total, row, token))
+        closed = sorted(closed, key=lambda one: -one.score)[: how.beams]
+        texts = [
+            ((*texts[row][0], token), (*texts[row][1], float(logs[row, token])))
+            for _, row, token in open_rows
+        ]
+        totals = torch.tensor([total for total, _, _ in open_rows], dtype=torch.float64)
+        attainable = float(totals[0]) / length**how.length_penalty
+        if len(closed) == how.beams and closed[-1].score >= attainable:
+            break
+        if length < room:
+            parents = torch.tensor([row for _, row, _ in open_rows], device=engine.device)
+            added = torch.tensor([token for _, _, token in open_rows], device=engine.device)
+            reader.read(parents, added)
+    return _ranked(closed, texts, totals.tolist(), how)
+
+
+def _ranked(
+    closed: list[_Hypothesis],
+    texts: list[tuple[tuple[int, ...], tuple[float, ...]]],
+    totals: list[float],
+    how: Decoding,
+) -> list[Continuation]:
+    """Closed hypotheses and, where there are too few, open ones, best first."""
+    found = list(closed)
+    if len(found) < how.beams:
+        found += [
+            _Hypothesis(total / len(ids) ** how.length_penalty, ids, logs, closed=False)
+            for (ids, logs), total in zip(texts, totals, strict=True)
+        ]
+    found = sorted(found, key=lambda one: -one.score)[: how.beams]
+    return [Continuation(list(h.ids), list(h.logs), "end" if h.closed else "length") for h in found]
