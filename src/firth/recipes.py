@@ -11,7 +11,6 @@ from firth.models.bert import SIZES, BertConfig, modern
 from firth.objectives import MaskedLM
 from firth.training import BUDGETS, AdamW, Muon, Schedule, Training
 
-
 logger = logging.getLogger(__name__)
 
 
