@@ -9,7 +9,6 @@ pretrain_and_fill.py, and the training is short: take the method from here, and 
 from importlib import resources
 
 import firth
-from firth.config import override
 from firth.tasks.metrics import mean_and_interval
 
 ways = {
@@ -22,9 +21,8 @@ task = firth.Classification(text="sentence", label="label")
 
 with resources.as_file(resources.files("firth") / "demo_data") as folder:
     corpus = firth.Corpus.from_files(folder / "papers.valid.txt.gz", documents="line")
-    recipe = override(
-        firth.recipe("bert", size="tiny", vocab_size=1000),
-        {"training.steps": 30, "training.batch_tokens": 1024, "data.valid": 0.1},
+    recipe = firth.recipe("bert", size="tiny", vocab_size=1000).with_settings(
+        {"training.steps": 30, "training.batch_tokens": 1024, "data.valid": 0.1}
     )
     lm = firth.pretrain(recipe, corpus, "runs/example")
     examples = {

@@ -8,14 +8,12 @@ For something of use, take your own text, `size="mini"` and a budget of minutes.
 from importlib import resources
 
 import firth
-from firth.config import override
 
 data = resources.files("firth") / "demo_data"
 with resources.as_file(data) as folder:
     corpus = firth.Corpus.from_files(folder / "papers.valid.txt.gz", documents="line")
-    recipe = override(
-        firth.recipe("bert", size="tiny", vocab_size=1000),
-        {"training.steps": 30, "training.batch_tokens": 1024, "data.valid": 0.1},
+    recipe = firth.recipe("bert", size="tiny", vocab_size=1000).with_settings(
+        {"training.steps": 30, "training.batch_tokens": 1024, "data.valid": 0.1}
     )
     lm = firth.pretrain(recipe, corpus, "runs/example")  # run it twice: it is done already
 
