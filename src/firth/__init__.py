@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from firth.adaptation import FineTuning, Frozen
     from firth.api import AdaptedModel, LanguageModel, adapt, load, pretrain
     from firth.errors import FirthError
+    from firth.inference.generation import Decoding
     from firth.recipes import Recipe, recipe
     from firth.tasks import Classification
     from firth.text.corpus import Corpus
@@ -25,6 +26,7 @@ _HOMES = {
     "AdaptedModel": "firth.api",
     "Classification": "firth.tasks",
     "Corpus": "firth.text.corpus",
+    "Decoding": "firth.inference.generation",
     "FineTuning": "firth.adaptation",
     "FirthError": "firth.errors",
     "Frozen": "firth.adaptation",
@@ -41,6 +43,7 @@ __all__ = [
     "AdaptedModel",
     "Classification",
     "Corpus",
+    "Decoding",
     "FineTuning",
     "FirthError",
     "Frozen",

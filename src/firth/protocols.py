@@ -23,18 +23,25 @@ Text = str | Sequence[str]
 """A text as one string, or as the list of the user's own words."""
 
 
+ABSENT = -1
+"""The id of a special token that a vocabulary does not have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """The token ids an objective or a model must know by name."""
 
     size: int
     pad: int
+    """`ABSENT` where there is none, as in GPT-2's vocabulary."""
     unknown: int
+    """`ABSENT` where nothing is unknown."""
     first: int
     """The token that opens every sequence: [CLS] or <s>."""
     last: int
     """The token that closes every sequence: [SEP] or </s>."""
     mask: int
+    """`ABSENT` where there is none."""
     special: tuple[int, ...]
     """All ids that are never masked and never drawn as a random replacement."""
 

@@ -43,10 +43,11 @@ class FineTuning:
     warmup: float = 0.1
     reset_layers: int | None = None
     """Top layers drawn anew before training; None for one in six (2 of base, none of mini)."""
-    pooling: Literal["auto", "first", "mean"] = "auto"
-    """What the head sees of a sequence: its first token, as BERT's and RoBERTa's own heads do, or
-    the mean of all, which few labels favour; "auto" takes the mean where the family's head in
-    `transformers` allows it (ModernBERT), else the first."""
+    pooling: Literal["auto", "first", "last", "mean"] = "auto"
+    """What the head sees of a sequence: its first token, as BERT's and RoBERTa's own heads do, its
+    last, which alone has seen all of a decoder's text (Radford et al. 2018, section 3.2), or the
+    mean of all, which few labels favour. "auto" takes the last token of a decoder, the mean where
+    the family's head in `transformers` allows it (ModernBERT), else the first."""
     dropout: float = 0.1
     patience: int = 20
     """Scorings of dev without improvement before stopping. There are about twenty a run, so by
@@ -73,8 +74,9 @@ class FineTuning:
         for module in network.modules():
             if isinstance(module, Dropout):
                 module.rate = self.dropout
-        for unused in (network.body.head, network.body.pooler):
-            if isinstance(unused, nn.Module):
+        for name in ("head", "pooler"):
+            unused = getattr(network.body, name, None)
+            if unused is not None:
                 unused.requires_grad_(False)
         return network
 

@@ -271,6 +271,7 @@ def _network(
     torch.manual_seed(seed)
     config = lm.model.config
     pooling: Pooling = "mean" if stock_family(config) == "modernbert" else "first"
+    pooling = "last" if lm.causal else pooling
     if isinstance(adaptation, FineTuning) and adaptation.pooling != "auto":
         pooling = adaptation.pooling
     head = stock_head(config, task.num_outputs, adaptation.dropout, pooling=pooling)

@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": ("firth.cli.adapted", "measure an adapted model on a labelled file"),
     "embed": ("firth.cli.use", "vectors for sentences, words or tokens"),
     "fill": ("firth.cli.use", "fill the blanks of a sentence"),
+    "generate": ("firth.cli.use", "continue texts with a decoder"),
     "score": ("firth.cli.use", "how likely a model finds each line of a file"),
     "recipes": ("firth.cli.show", "list the recipes, or show one resolved"),
     "inspect": ("firth.cli.show", "what a run directory holds and how its training went"),

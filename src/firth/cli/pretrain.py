@@ -28,7 +28,7 @@ class Options:
     """
 
     recipe: tyro.conf.Positional[str]
-    """Name of a recipe: bert, modern-bert."""
+    """Name of a recipe: bert, modern-bert, gpt, gpt2."""
     corpus: tyro.conf.Positional[tuple[str, ...]]
     """Files, folders or globs: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]

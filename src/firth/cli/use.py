@@ -1,4 +1,4 @@
-"""`firth embed`, `firth fill` and `firth score`."""
+"""`firth embed`, `firth fill`, `firth score` and `firth generate`."""
 
 import json
 import sys
@@ -13,6 +13,7 @@ import tyro
 from firth.api import LanguageModel, load
 from firth.cli.options import parse, print_rows, read_lines
 from firth.errors import ConfigError
+from firth.inference.generation import Decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,31 @@ class Fill:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTexts:
-    """Pseudo-log-likelihood and perplexity of each line: nats, perplexity, text."""
+    """How likely a model finds each line: nats, perplexity, text.
+
+    A decoder gives log-likelihoods, a masked model pseudo-log-likelihoods.
+    """
 
     model: tyro.conf.Positional[str]
     file: tyro.conf.Positional[str] = "-"
     """A text a line; - for stdin."""
     json: bool = False
     """One JSON object a line, with every token's log probability."""
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue texts with a decoder. One text is printed as it comes."""
+
+    model: tyro.conf.Positional[str]
+    texts: tyro.conf.Positional[tuple[str, ...]] = ("",)
+    """Prompts; without one the model begins by itself."""
+    how: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding()  # noqa: RUF009  (frozen)
+    stop: tuple[str, ...] = ()
+    """Strings that end a text; they are cut off."""
+    json: bool = False
+    """One JSON object a text, with every token's log probability."""
     device: str = "auto"
 
 
@@ -113,6 +132,26 @@ def fill(arguments: Sequence[str]) -> None:
                 continue
             for candidate in candidates:
                 print(f"{candidate.probability:.4f}\t{candidate.token}\t{candidate.text}")
+
+
+def generate(arguments: Sequence[str]) -> None:
+    """Runs the verb."""
+    options = parse(Generate, arguments, "generate")
+    model = _load(options.model, options.device)
+    settings = {**vars(options.how), "stop": options.stop}
+    if len(options.texts) == 1 and options.how.beams == 1 and not options.json:
+        (text,) = options.texts
+        print(text, end="", flush=True)
+        for piece in model.stream(text, **settings):
+            print(piece, end="", flush=True)
+        print()
+        return
+    for one in model.generate(list(options.texts), **settings):
+        if options.json:
+            logs = [round(value, 4) for value in one.log_probabilities.tolist()]
+            print(json.dumps({**vars(one), "log_probabilities": logs}, ensure_ascii=False))
+        else:
+            print(one.text)
 
 
 def score(arguments: Sequence[str]) -> None:

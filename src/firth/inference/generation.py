@@ -91,7 +91,7 @@ def continuations(
     while alive:
         scores = reader.scores
         logs = torch.log_softmax(scores, dim=-1)
-        history = [np.concatenate([prompts[i], found[i].ids]) for i in alive]
+        history = [np.array([*prompts[i], *found[i].ids]) for i in alive]
         uniforms = np.array([randoms[i].random() for i in alive])
         chosen = choose(scores, history, uniforms, how)
         taken = logs.gather(1, chosen[:, None]).squeeze(1).tolist()

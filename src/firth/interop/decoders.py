@@ -11,7 +11,7 @@ from firth.errors import CheckpointError, UnsupportedError
 from firth.interop.files import match_tensors
 from firth.interop.names import Names, expand
 from firth.models.gpt import GPTConfig
-from firth.protocols import Vocabulary
+from firth.protocols import ABSENT, Vocabulary
 
 DECODERS = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 """Family (their `model_type`) to its class with a language-model head."""
@@ -149,7 +149,7 @@ def decoder_settings(family: str, config: GPTConfig, vocabulary: Vocabulary) -> 
         **_FIXED[family],
         "bos_token_id": vocabulary.first,
         "eos_token_id": vocabulary.last,
-        "pad_token_id": vocabulary.pad,
+        "pad_token_id": None if vocabulary.pad == ABSENT else vocabulary.pad,
     }
     if family == "gpt2":
         settings |= {"n_inner": config.intermediate_size}

@@ -1,7 +1,7 @@
 """Decoders: GPT (Radford et al. 2018), GPT-2, GPT-3, and the modern form of Llama, one assembly."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ from firth.protocols import Batch, Output
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """The shape of a decoder. The defaults are GPT-2's; see `llama` for the modern form."""
+
+    num_segments: ClassVar[int] = 0
 
     vocab_size: int
     hidden_size: int

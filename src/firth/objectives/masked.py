@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from firth.errors import ConfigError
-from firth.protocols import Batch, Loss, Sequences, Vocabulary
+from firth.protocols import ABSENT, Batch, Loss, Sequences, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,11 @@ class MaskedLM:
 
     def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
         """Chooses and corrupts positions; `targets` are the tokens that stood there."""
+        if sequences.vocabulary.mask == ABSENT:
+            raise ConfigError(
+                "masked language modelling needs a mask token, and this vocabulary has none; train "
+                "one with firth, or add a mask_token to tokenizer_config.json and tokenizer.json"
+            )
         ids = sequences.ids.copy()
         rate = self.rate_at(sequences.progress)
         chosen = choose_positions(sequences, rate, rng, whole_words=self.whole_words)

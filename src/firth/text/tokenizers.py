@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 
 from firth.atomic import write_text
 from firth.errors import CheckpointError, ConfigError, DataError
-from firth.protocols import Encoding, Text, Vocabulary
+from firth.protocols import ABSENT, Encoding, Text, Vocabulary
 from firth.text.tokenizer_training import train_backend
 from firth.text.word_cache import WordCache
 
@@ -40,11 +40,13 @@ ROLES = {
 WELL_KNOWN = {
     "pad": ("[PAD]", "<pad>"),
     "unknown": ("[UNK]", "<unk>"),
-    "first": ("[CLS]", "<s>", "<cls>"),
-    "last": ("[SEP]", "</s>", "<sep>"),
+    "first": ("[CLS]", "<s>", "<cls>", "<|endoftext|>", "<|begin_of_text|>"),
+    "last": ("[SEP]", "</s>", "<sep>", "<|endoftext|>", "<|end_of_text|>"),
     "mask": ("[MASK]", "<mask>"),
 }
 """Names looked for where no file says."""
+NEEDED = ("first", "last")
+"""Roles that every model needs; the vocabularies of decoders often have no others."""
 
 T = TypeVar("T")
 
@@ -310,7 +312,8 @@ class Tokenizer:
 
     def _plain_config(self) -> dict[str, Any]:
         """What `transformers` must know to use tokenizer.json as it is."""
-        names = {keys[0]: self.token(getattr(self._vocabulary, r)) for r, keys in ROLES.items()}
+        ids = {keys[0]: getattr(self._vocabulary, role) for role, keys in ROLES.items()}
+        names = {key: self.token(index) for key, index in ids.items() if index != ABSENT}
         _, segments = self.encode_pair("a", "b")
         inputs = {"model_input_names": INPUT_NAMES} if segments.any() else {}
         plain = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **inputs}
@@ -363,7 +366,7 @@ def _vocabulary(backend: Backend, config: dict[str, Any], where: object) -> Voca
         found = [backend.token_to_id(name) for name in names if name]
         known = [index for index in found if index is not None]
         ids.update({role: known[0]} if known else {})
-    if missing := [role for role in ROLES if role not in ids]:
+    if missing := [role for role in NEEDED if role not in ids]:
         names = "; ".join(f"{role}: {' or '.join(WELL_KNOWN[role])}" for role in missing)
         key, name = ROLES[missing[0]][0], WELL_KNOWN[missing[0]][0]
         raise CheckpointError(
@@ -371,7 +374,10 @@ def _vocabulary(backend: Backend, config: dict[str, Any], where: object) -> Voca
             f'name it in {CONFIG_FILE}, for instance "{key}": "{name}", or add it to the tokenizer'
         )
     added = backend.get_added_tokens_decoder()
-    special = {index for index, token in added.items() if token.special} | set(ids.values())
+    ids = {role: ids.get(role, ABSENT) for role in ROLES}
+    special = {index for index, token in added.items() if token.special} | set(ids.values()) - {
+        ABSENT
+    }
     size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
     return Vocabulary(size=size, special=tuple(sorted(special)), **ids)
 

@@ -1,0 +1,227 @@
+"""Generation: the choices of `transformers`, whether a text is alone or beside others."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import firth
+from firth.errors import ConfigError, UnsupportedError
+from firth.inference.forward import Engine
+from firth.inference.generation import Decoding, beam_search, choose, continuations
+from firth.models import GPT
+from firth.protocols import Batch
+from tests.reference import VOCABULARY, transformers
+from tests.test_decoders import OWN, SHAPES, random_model
+
+LAST = VOCABULARY.last
+PROMPTS = [np.array([5, 9, 17]), np.array([6]), np.array([7, 8, 30, 31, 44, 12, 9])]
+
+
+def engine_of(model: GPT) -> Engine:
+    return Engine.of(model, "float32", model.config.max_length)
+
+
+def run(engine: Engine, prompts: list[np.ndarray], **settings):
+    how = Decoding(**settings)
+    *_, found = continuations(engine, prompts, how, last=LAST, stop=lambda _: False)
+    return found
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *OWN])
+def test_greedy_is_the_best_token_of_a_model_without_a_cache(name):
+    model = random_model({**SHAPES, **OWN}[name])
+    for prompt, found in zip(PROMPTS, run(engine_of(model), PROMPTS, max_tokens=12), strict=True):
+        ids = list(prompt)
+        for token, log in zip([*found.ids, LAST], found.log_probabilities, strict=False):
+            with torch.no_grad():
+                batch = Batch(input_ids=torch.tensor(ids), starts=torch.tensor([0, len(ids)]))
+                scores = model.logits(model(batch).last[-1:])
+            assert int(scores.argmax()) == token
+            assert log == pytest.approx(float(torch.log_softmax(scores, -1).max()), abs=1e-4)
+            ids.append(token)
+        assert found.ended in ("end", "length")
+        assert len(found.log_probabilities) == len(found.ids) + (found.ended == "end")
+
+
+def their_ids(model: GPT, tmp_path, prompt: np.ndarray, **settings) -> list[int]:
+    from firth.interop.huggingface import save_model
+
+    save_model(tmp_path, model, vocabulary=VOCABULARY, firth={})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.from_numpy(prompt)[None]
+    out = theirs.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, **settings
+    )
+    new = out[0, len(prompt) :].tolist()
+    return new[: new.index(LAST)] if LAST in new else new
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama, grouped"])
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_greedy_is_that_of_transformers(name, penalty, tmp_path):
+    model = random_model(SHAPES[name])
+    for prompt in PROMPTS:
+        (ours,) = run(engine_of(model), [prompt], max_tokens=12, repetition_penalty=penalty)
+        assert ours.ids == their_ids(model, tmp_path, prompt, repetition_penalty=penalty)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama, grouped"])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_beam_search_is_that_of_transformers(name, length_penalty, tmp_path):
+    model = random_model(SHAPES[name])
+    for prompt in PROMPTS:
+        how = Decoding(max_tokens=12, beams=4, length_penalty=length_penalty)
+        best, *_ = beam_search(engine_of(model), prompt, how, last=LAST)
+        theirs = their_ids(model, tmp_path, prompt, num_beams=4, length_penalty=length_penalty)
+        assert best.ids == theirs
+
+
+def test_wide_beams_find_the_most_probable_text():
+    """With beams for every text of three tokens the search is exhaustive."""
+    config = replace(SHAPES["gpt2"], vocab_size=6, hidden_size=16)
+    model = random_model(config)
+    engine = engine_of(model)
+    how = Decoding(max_tokens=3, beams=300, length_penalty=0.0)
+    best, *_ = beam_search(engine, np.array([5, 3]), how, last=LAST)
+    best_sum = -np.inf
+    for a in range(6):
+        for b in range(6):
+            for c in range(6):
+                ids = [5, 3, a, b, c]
+                batch = Batch(input_ids=torch.tensor(ids), starts=torch.tensor([0, 5]))
+                with torch.no_grad():
+                    logs = torch.log_softmax(model.logits(model(batch).last), -1)
+                values = [float(logs[1 + i, t]) for i, t in enumerate((a, b, c))]
+                closed = next((i for i, t in enumerate((a, b, c)) if t == LAST), 2)
+                best_sum = max(best_sum, sum(values[: closed + 1]))
+    assert sum(best.log_probabilities) == pytest.approx(best_sum, abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.3, "top_k": 20, "top_p": 0.9}])
+def test_a_text_does_not_depend_on_the_texts_beside_it(settings):
+    engine = engine_of(random_model(SHAPES["llama, grouped"]))
+    together = run(engine, PROMPTS, max_tokens=15, **settings)
+    (alone,) = run(engine, PROMPTS[:1], max_tokens=15, **settings)
+    assert together[0].ids == alone.ids
+    again = run(engine, PROMPTS, max_tokens=15, **settings)
+    assert [one.ids for one in together] == [one.ids for one in again]
+    if settings:
+        other = run(engine, PROMPTS, max_tokens=15, seed=1, **settings)
+        assert [one.ids for one in together] != [one.ids for one in other]
+
+
+def test_sampling_follows_the_probabilities():
+    torch.manual_seed(0)
+    scores = torch.randn(1, 12) * 2
+    uniforms = (np.arange(20_000) + 0.5) / 20_000
+
+    def shares(**settings) -> np.ndarray:
+        how = Decoding(temperature=settings.pop("temperature", 1.0), **settings)
+        drawn = choose(scores.expand(20_000, -1), [], uniforms, how)
+        return np.bincount(drawn.numpy(), minlength=12) / 20_000
+
+    p = torch.softmax(scores[0], -1).numpy()
+    np.testing.assert_allclose(shares(), p, atol=2e-4)
+    hot = torch.softmax(scores[0] / 2, -1).numpy()
+    np.testing.assert_allclose(shares(temperature=2.0), hot, atol=2e-4)
+    order = np.argsort(-p)
+    three = np.zeros(12)
+    three[order[:3]] = p[order[:3]] / p[order[:3]].sum()
+    np.testing.assert_allclose(shares(top_k=3), three, atol=2e-4)
+    kept = int((np.cumsum(p[order]) < 0.8).sum()) + 1  # the fewest that reach 0.8
+    nucleus = np.zeros(12)
+    nucleus[order[:kept]] = p[order[:kept]] / p[order[:kept]].sum()
+    np.testing.assert_allclose(shares(top_p=0.8), nucleus, atol=2e-4)
+
+
+def test_stop_and_room_end_a_text():
+    model = random_model(SHAPES["gpt2"])
+    engine = engine_of(model)
+    (whole,) = run(engine, PROMPTS[:1], max_tokens=100)
+    assert len(whole.ids) + len(PROMPTS[0]) <= model.config.max_length
+    how = Decoding(max_tokens=10)
+    wanted = whole.ids[3]
+    first = whole.ids.index(wanted)
+    *_, (stopped,) = continuations(
+        engine, PROMPTS[:1], how, last=LAST, stop=lambda ids: ids[-1] == wanted
+    )
+    assert stopped.ids == whole.ids[: first + 1]
+    assert stopped.ended == "stop"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0.0}, {"beams": 2, "temperature": 1.0}],
+)
+def test_settings_that_make_no_sense(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong)) + "|beam"):
+        Decoding(**wrong)
+
+
+@pytest.fixture(scope="module")
+def lm(papers) -> firth.LanguageModel:
+    tokenizer = firth.Tokenizer.train(papers[:60], "bpe", 400)
+    config = replace(SHAPES["gpt2"], vocab_size=tokenizer.vocabulary.size, max_length=64)
+    return firth.LanguageModel(random_model(config), tokenizer, precision="float32")
+
+
+def test_texts_come_whole_or_piece_by_piece(lm):
+    prompts = ["The results", "", "We é"]
+    found = lm.generate(prompts, max_tokens=20, temperature=0.7)
+    assert [one.prompt for one in found] == prompts
+    assert all(one.text == one.prompt + one.continuation for one in found)
+    one = lm.generate("The results", max_tokens=20, temperature=0.7)
+    assert one.continuation == found[0].continuation
+    pieces = list(lm.stream("The results", max_tokens=20, temperature=0.7))
+    assert len(pieces) > 1
+    assert "".join(pieces) == one.continuation
+    stop = one.continuation[4:7]
+    cut = lm.generate("The results", max_tokens=20, temperature=0.7, stop=[stop])
+    assert cut.continuation == one.continuation.partition(stop)[0]
+    assert "".join(lm.stream("The results", max_tokens=20, temperature=0.7, stop=[stop])) == (
+        cut.continuation
+    )
+
+
+def test_scores_are_the_sum_over_the_tokens(lm):
+    text = "The results are in the table."
+    (score,) = lm.score([text])
+    assert score.method == "log-likelihood"
+    ids = [lm.tokenizer.vocabulary.first, *lm.tokenizer.encode(text, special_tokens=False).ids]
+    batch = Batch(input_ids=torch.tensor(ids), starts=torch.tensor([0, len(ids)]))
+    with torch.no_grad():
+        logs = torch.log_softmax(lm.model.logits(lm.model(batch).last), -1)
+    wanted = [float(logs[i, t]) for i, t in enumerate(ids[1:])]
+    np.testing.assert_allclose(score.log_probabilities, wanted, atol=1e-4)
+    assert score.bits_per_byte == pytest.approx(-sum(wanted) / np.log(2) / len(text), rel=1e-4)
+
+
+def test_long_texts_are_scored_with_half_a_window_at_least(lm):
+    text = " ".join(["The results are in the table."] * 20)
+    (score,) = lm.score([text])
+    ids = [lm.tokenizer.vocabulary.first, *lm.tokenizer.encode(text, special_tokens=False).ids]
+    assert len(score.tokens) == len(ids) - 1 > 2 * lm.max_length
+    done = 0
+    for t, log in enumerate(score.log_probabilities):
+        if t >= done + (lm.max_length - 1 if done == 0 else lm.max_length // 2):
+            done = t
+        begin = 0 if done == 0 else done + lm.max_length // 2 + 1 - lm.max_length
+        context = ids[begin : t + 1]
+        batch = Batch(input_ids=torch.tensor(context), starts=torch.tensor([0, len(context)]))
+        with torch.no_grad():
+            logs = torch.log_softmax(lm.model.logits(lm.model(batch).last[-1:]), -1)
+        assert log == pytest.approx(float(logs[0, ids[t + 1]]), abs=1e-3)
+        assert t < lm.max_length or len(context) >= lm.max_length // 2
+
+
+def test_what_a_decoder_cannot_do_and_an_encoder_neither(lm, tiny_run):
+    with pytest.raises(UnsupportedError, match="generate"):
+        lm.fill("The [MASK].")
+    with pytest.raises(UnsupportedError, match="fill"):
+        firth.load(tiny_run).generate("The")
+    with pytest.raises(UnsupportedError, match="shorten"):
+        lm.generate("word " * 100)
+    with pytest.raises(ConfigError, match="beams"):
+        next(lm.stream("The", beams=2))
