@@ -12,8 +12,9 @@ import firth
 from firth.errors import ConfigError
 from firth.objectives import CausalLM, MaskedLM
 from firth.protocols import ABSENT, Example
+from firth.text.batches import PackedSequences
 from firth.text.shards import Shards
-from tests.sources import sequences_of
+from tests.sources import VOCABULARY, ListSource, sequences_of
 from tests.test_end_to_end import good, run
 
 SMALL = {
@@ -50,6 +51,22 @@ def test_every_token_but_the_first_of_a_sequence_is_predicted():
     assert batch.predict_at.tolist() == [at for at, _ in wanted]
     assert batch.targets.tolist() == [int(sequences.ids[target]) for _, target in wanted]
     assert torch.equal(batch.input_ids, torch.from_numpy(sequences.ids))
+
+
+def test_the_closing_token_is_predicted_only_where_a_document_ends():
+    documents = [np.arange(5, 5 + n) for n in (20, 6, 7)]
+    packed = PackedSequences(
+        ListSource(documents), VOCABULARY, max_length=10, batch_tokens=1000, seed=0
+    )
+    sequences = packed.sequences(0)
+    assert sequences.ends_document is not None
+    assert sequences.ends_document.sum() == 3
+    batch = CausalLM().prepare(sequences, np.random.default_rng(0))
+    assert batch.targets is not None
+    assert (batch.targets == VOCABULARY.last).sum() == 3
+    assert sorted(batch.targets[batch.targets != VOCABULARY.last].tolist()) == sorted(
+        np.concatenate(documents).tolist()
+    )
 
 
 def test_it_learns_more_than_frequencies(gpt_run, lm, papers):

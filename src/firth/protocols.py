@@ -89,6 +89,8 @@ class Sequences:
     opens_word: np.ndarray
     """(N) bool: True where a token begins a word."""
     vocabulary: Vocabulary
+    ends_document: np.ndarray | None = None
+    """(B) bool: False where a sequence is cut off and its document goes on; None: all end."""
     progress: float = 0.0
     """Share of training done, 0 to 1, for schedules."""
 

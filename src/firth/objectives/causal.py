@@ -13,8 +13,8 @@ from firth.protocols import Batch, Loss, Sequences
 class CausalLM:
     """The left-to-right language model (Radford et al. 2018, eq. 1): sum_i log P(u_i | u_<i).
 
-    The first token of a sequence is given; each other one, the closing token included, is predicted
-    from the state at the token before it.
+    The first token of a sequence is given; each other one is predicted from the state at the token
+    before it, the closing token only where the document ends there.
     """
 
     predicts: ClassVar[str] = "of the next token"
@@ -26,9 +26,12 @@ class CausalLM:
 
     def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
         """Nothing is corrupted; `targets` are the next tokens."""
-        last = np.zeros(len(sequences.ids), dtype=bool)
-        last[sequences.starts[1:] - 1] = True
-        at = np.flatnonzero(~last)
+        idle = np.zeros(len(sequences.ids), dtype=bool)
+        ends = sequences.starts[1:]
+        idle[ends - 1] = True
+        if sequences.ends_document is not None:
+            idle[ends[~sequences.ends_document] - 2] = True
+        at = np.flatnonzero(~idle)
         return Batch(
             input_ids=torch.from_numpy(sequences.ids),
             starts=torch.from_numpy(sequences.starts),

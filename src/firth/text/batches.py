@@ -91,6 +91,7 @@ class PackedSequences:
         self.begin, self.end = cut_documents(source.document_starts, max_length - 2)
         if not len(self.begin):
             raise DataError("the corpus holds no tokens")
+        self.ends_document = np.isin(self.end, source.document_starts[1:])
         self.source, self.vocabulary = source, vocabulary
         self.batch_tokens, self.seed, self.shuffle = batch_tokens, seed, shuffle
         self.tokens_per_epoch = int((self.end - self.begin).sum()) + 2 * len(self.begin)
@@ -99,7 +100,8 @@ class PackedSequences:
 
     def sequences(self, step: int, progress: float = 0.0) -> Sequences:
         """The sequences of one step."""
-        begin, end = self._pieces(step)
+        pieces = self._pieces(step)
+        begin, end = self.begin[pieces], self.end[pieces]
         starts = np.concatenate(([0], np.cumsum(end - begin + 2)))
         ids = np.empty(starts[-1], dtype=np.int64)
         opens = np.ones(starts[-1], dtype=bool)
@@ -109,17 +111,22 @@ class PackedSequences:
             ids[at : at + e - b] = self.source.tokens(b, e)
             opens[at : at + e - b] = self.source.opens_word(b, e)
         return Sequences(
-            ids=ids, starts=starts, opens_word=opens, vocabulary=self.vocabulary, progress=progress
+            ids=ids,
+            starts=starts,
+            opens_word=opens,
+            vocabulary=self.vocabulary,
+            ends_document=self.ends_document[pieces],
+            progress=progress,
         )
 
-    def _pieces(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _pieces(self, step: int) -> np.ndarray:
+        """Which pieces a step holds, the shortest first."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order, first = self._order(epoch)
         budget = self.batch_tokens
         low, high = np.searchsorted(first, [place * budget, (place + 1) * budget])
-        begin, end = self.begin[order[low:high]], self.end[order[low:high]]
-        by_length = np.argsort(end - begin, kind="stable")
-        return begin[by_length], end[by_length]
+        pieces = order[low:high]
+        return pieces[np.argsort((self.end - self.begin)[pieces], kind="stable")]
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The pieces in the order of an epoch, and the tokens that stand before each."""
