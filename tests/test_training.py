@@ -1,6 +1,7 @@
 """Schedules, optimizers, accumulation, divergence, learning."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -213,3 +214,18 @@ def test_budgets():
     assert Training(minutes=3).fixed_steps(10) is None
     with pytest.raises(ConfigError, match="one budget"):
         Training(steps=3, minutes=2)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_steps_have_the_same_losses():
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        training = Training(
+            optimizer=AdamW(lr=1e-3), compile=compiled, precision="float32", workers=0
+        )
+        state = State.begin(tiny_modern_bert(num_layers=2), training)
+        run = steps(state, MaskedLM(), batches(4), training, total_steps=4)
+        found.append([step.loss for step in run])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

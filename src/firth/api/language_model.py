@@ -204,6 +204,8 @@ class LanguageModel:
         """
         single = isinstance(texts, str)
         prompts = [texts] if isinstance(texts, str) else list(texts)
+        if not prompts:
+            return []
         how = Decoding(**settings)
         ids = self._prompts(prompts)
         if how.beams > 1:

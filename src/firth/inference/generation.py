@@ -71,7 +71,8 @@ def continuations(
 ) -> Iterator[list[Continuation]]:
     """Reads the prompts at once, then adds a token to each in every step.
 
-    Each text draws from its own random numbers, so it does not depend on the texts beside it.
+    Each text draws random numbers of its own, made of the seed and its place in the list, so it does
+    not depend on the texts beside it.
 
     Args:
         engine: with a decoder.

@@ -249,6 +249,7 @@ def _scaled_dot_product(
     return out
 
 
+@torch.compiler.disable  # a kernel of its own, and its tiles differ from batch to batch
 def attend(
     own: Tensor,
     layout: Layout,

@@ -273,6 +273,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden * scale.to(d_hidden.dtype), d_weight.mul_(scale), d_bias, None
 
 
+@torch.compiler.disable  # it makes its gradients itself
 def linear_cross_entropy(
     hidden: Tensor, embedding: Tensor, bias: Tensor | None, targets: Tensor
 ) -> Tensor:

@@ -69,6 +69,7 @@ class Layout:
     """(R) int64, counted from 0 in each sequence; R - N spare rows follow (see `round_rows`)."""
 
     @staticmethod
+    @torch.compiler.disable
     def of(
         starts: Tensor,
         device: torch.device,

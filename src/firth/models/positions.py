@@ -51,6 +51,7 @@ def _rotated(columns: Tensor, cos: Tensor, sin: Tensor, count: int) -> Tensor:
     return turned
 
 
+@torch.compiler.disable  # it writes into views
 def rotate(columns: Tensor, tables: tuple[Tensor, Tensor], count: int) -> Tensor:
     """Applies rotary positions to the first `count` of (N, C, K) columns: queries and keys."""
     return _Rotate.apply(columns, *tables, count)  # type: ignore[return-value]
