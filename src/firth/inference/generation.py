@@ -71,7 +71,7 @@ def continuations(
 ) -> Iterator[list[Continuation]]:
     """Reads the prompts at once, then adds a token to each in every step.
 
-    Each text draws random numbers of its own, made of the seed and its place in the list, so it does
+    Each text draws random numbers of its own, made of the seed and its place in the list: it does
     not depend on the texts beside it.
 
     Args:
