@@ -750,7 +750,7 @@ def test_score_as_json_is_json_for_empty_lines_too(tiny_run, lines):
 
 def test_recipes():
     names = [line.split("\t")[0] for line in good("recipes").splitlines()]
-    assert names == ["bert", "modern-bert"]
+    assert names == ["bert", "modern-bert", "gpt", "gpt2"]
     assert set(strict_json(good("recipes", "--json"))) == set(names)
     for name in names:
         shown = good("recipes", "show", name, "--size", "tiny")

@@ -296,6 +296,28 @@ def test_special_tokens_may_have_any_name(trained, tmp_path, name, mask):
     assert (vocabulary.mask, vocabulary.first) == (4, 2)
 
 
+def test_a_decoder_needs_no_mask(trained, tmp_path):
+    """GPT-2's vocabulary has one special token, which opens and closes."""
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    library.pre_tokenizer = byte_level(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=byte_level.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(["a small text"] * 3, trainer)
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    vocabulary = tokenizer.vocabulary
+    assert (vocabulary.first, vocabulary.last, vocabulary.mask, vocabulary.pad) == (0, 0, -1, -1)
+    assert tokenizer.decode(tokenizer.encode("a small text").ids) == "a small text"
+    tokenizer.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").vocabulary == vocabulary
+
+
 def test_a_bare_file_is_saved_with_what_transformers_needs(trained, tmp_path):
     transformers = pytest.importorskip("transformers")
     Tokenizer(trained["bpe"].to_json()).save(tmp_path)
@@ -307,8 +329,9 @@ def test_a_bare_file_is_saved_with_what_transformers_needs(trained, tmp_path):
 def test_missing_files_and_tokens_are_named(trained, tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file"):
         Tokenizer.load(tmp_path)
-    write_renamed(tmp_path, trained, {}, "tokenizer_config.json")
-    with pytest.raises(CheckpointError, match=r"found for mask \(usual names: mask: \[MASK\]"):
+    text = trained["wordpiece"].to_json().replace("[SEP]", "[END]")
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"found for last \(usual names: last: \[SEP\]"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(CheckpointError, match="not a tokenizer"):

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from firth.adaptation import FineTuning
 from firth.api import LanguageModel, adapt, pretrain
-from firth.models import Bert
+from firth.models import build
 from firth.protocols import Example
 from firth.recipes import Recipe, recipe
 from firth.tasks import Classification
@@ -97,7 +97,7 @@ def _compared(
     dev: list[Example],
     test: list[Example],
 ) -> Table:
-    scratch = LanguageModel(Bert(lm.model.config, pooler=False).eval(), lm.tokenizer)
+    scratch = LanguageModel(build(lm.model.config).eval(), lm.tokenizer)
     table = Table("", "test macro F1", "95 % interval", "accuracy", box=None, pad_edge=False)
     for name, model, how in (
         ("pre-trained", lm, FineTuning(epochs=5)),

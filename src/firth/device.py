@@ -7,14 +7,16 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from firth.errors import ConfigError, UnsupportedError
 
 Precision = Literal["auto", "bfloat16", "float32"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -85,6 +87,11 @@ def computing(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def uncompiled(function: F) -> F:
+    """Keeps a function as it is where `torch.compile` compiles what calls it."""
+    return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
 def round_rows(count: int, device: torch.device) -> int:

@@ -239,7 +239,7 @@ def _without_effect(
         yield "objective.final_rate", "it is the rate at the start"
 
 
-def _shape(size: str) -> dict[str, int]:
+def _shape(size: str) -> dict[str, Any]:
     if size not in SIZES:
         raise ConfigError(f"unknown size {size!r}; {suggest(size, SIZES)}")
     return SIZES[size]

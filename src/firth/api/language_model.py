@@ -259,7 +259,7 @@ class LanguageModel:
         return found
 
     def _generated(self, prompt: str, one: Continuation, stop: Sequence[str]) -> "Generated":
-        ids = self.tokenizer.encode(prompt).ids
+        ids = self.tokenizer.encode(prompt).ids.tolist()
         lead = self.tokenizer.decode(ids)
         whole = self.tokenizer.decode([*ids, *one.ids])
         added = whole.removeprefix(lead)

@@ -14,6 +14,7 @@ from firth.api import LanguageModel, load
 from firth.cli.options import parse, print_rows, read_lines
 from firth.errors import ConfigError
 from firth.inference.generation import Decoding
+from firth.protocols import ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +122,10 @@ def fill(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Fill, arguments, "fill")
     model = _load(options.model, options.device)
-    mask = model.tokenizer.token(model.tokenizer.vocabulary.mask)
-    texts = [text.replace("[MASK]", mask) for text in options.texts]
+    texts = list(options.texts)
+    if model.tokenizer.vocabulary.mask != ABSENT:
+        mask = model.tokenizer.token(model.tokenizer.vocabulary.mask)
+        texts = [text.replace("[MASK]", mask) for text in texts]
     for text, found in zip(texts, model.fill(texts, top_k=options.top_k), strict=True):
         blanks = [found] if not isinstance(found[0], list) else found
         for place, candidates in enumerate(blanks, 1):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from firth.errors import UnsupportedError
 from firth.inference.forward import Engine, windows
-from firth.protocols import Batch, Encoding, Tokenizer
+from firth.protocols import ABSENT, Batch, Encoding, Tokenizer, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fill(
         UnsupportedError: if a text has no mask, or is longer than the model's window.
     """
     vocabulary = tokenizer.vocabulary
-    mask = tokenizer.token(vocabulary.mask)
+    mask = tokenizer.token(_mask(vocabulary))
     for encoding in encodings:
         if vocabulary.mask not in encoding.ids:
             raise UnsupportedError(
@@ -108,6 +108,15 @@ def fill(
     return found
 
 
+def _mask(vocabulary: Vocabulary) -> int:
+    if vocabulary.mask == ABSENT:
+        raise UnsupportedError(
+            "this vocabulary has no mask token (usual names: [MASK], <mask>); if it is called "
+            'otherwise, name it in tokenizer_config.json, for instance "mask_token": "[GAP]"'
+        )
+    return vocabulary.mask
+
+
 def _filled(tokenizer: Tokenizer, encoding: Encoding, place: int, token: int) -> str:
     at = np.flatnonzero(encoding.ids == tokenizer.vocabulary.mask)[place]
     begin, end = encoding.offsets[at]
@@ -127,6 +136,7 @@ def score_masked(
     context.
     """
     vocabulary = tokenizer.vocabulary
+    mask = _mask(vocabulary)
     copies: list[np.ndarray] = []
     where: list[tuple[int, int, int]] = []
     for window in windows(encodings, engine.max_length):
@@ -134,7 +144,7 @@ def score_masked(
         for t in range(window.begin, window.end):
             if inside[t]:
                 masked = window.ids.copy()
-                masked[t - window.offset] = vocabulary.mask
+                masked[t - window.offset] = mask
                 copies.append(masked)
                 where.append((window.text, t, t - window.offset))
     logs = [np.zeros(len(encoding.ids)) for encoding in encodings]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from firth.device import uncompiled
 from firth.models.layers import keep_mask, keep_scale, random_bytes
 from firth.models.layout import Layout, Slots, Tile
 
@@ -49,6 +50,7 @@ class Mask:
             if prefix is not None:
                 hidden = hidden & (place >= prefix[:, None, None, None])  # (n, 1, S, S)
         if narrow:
+            assert self.window is not None
             hidden = hidden | (distance.abs() > self.window)
         return hidden
 
@@ -183,8 +185,8 @@ class _PackedProducts(torch.autograd.Function):
             if d_distances is not None:
                 _add_distances(d_distances, d_scores, tile, heads)
             slots = _empty_slots(tile.queries, own)
-            beside = slots if d_memory is None else _empty_slots(tile.keys, memory)
-            first = heads if d_memory is None else 0
+            beside = slots if memory is None else _empty_slots(tile.keys, memory)
+            first = heads if memory is None else 0
             _write(slots, 0, torch.bmm(d_scores, k).mul_(how.scale))
             _write(beside, first, torch.bmm(d_scores.transpose(1, 2), q), copies)
             d_v = torch.bmm(seen.transpose(1, 2), d_o).mul_(ctx.keep)
@@ -249,7 +251,7 @@ def _scaled_dot_product(
     return out
 
 
-@torch.compiler.disable  # a kernel of its own, and its tiles differ from batch to batch
+@uncompiled  # a kernel of its own, and its tiles differ from batch to batch
 def attend(
     own: Tensor,
     layout: Layout,

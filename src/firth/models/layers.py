@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firth.device import round_rows
+from firth.device import round_rows, uncompiled
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -273,7 +273,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden * scale.to(d_hidden.dtype), d_weight.mul_(scale), d_bias, None
 
 
-@torch.compiler.disable  # it makes its gradients itself
+@uncompiled  # it makes its gradients itself
 def linear_cross_entropy(
     hidden: Tensor, embedding: Tensor, bias: Tensor | None, targets: Tensor
 ) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from firth.device import round_rows
+from firth.device import round_rows, uncompiled
 
 _EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Sequences up to one of these lengths, and longer than the one before it, form a group."""
@@ -69,7 +69,7 @@ class Layout:
     """(R) int64, counted from 0 in each sequence; R - N spare rows follow (see `round_rows`)."""
 
     @staticmethod
-    @torch.compiler.disable
+    @uncompiled
     def of(
         starts: Tensor,
         device: torch.device,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from firth.device import uncompiled
+
 
 def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles (Su et al. 2021, eq. 15).
@@ -51,7 +53,7 @@ def _rotated(columns: Tensor, cos: Tensor, sin: Tensor, count: int) -> Tensor:
     return turned
 
 
-@torch.compiler.disable  # it writes into views
+@uncompiled  # it writes into views
 def rotate(columns: Tensor, tables: tuple[Tensor, Tensor], count: int) -> Tensor:
     """Applies rotary positions to the first `count` of (N, C, K) columns: queries and keys."""
     return _Rotate.apply(columns, *tables, count)  # type: ignore[return-value]
