@@ -100,8 +100,8 @@ def _compared(
     scratch = LanguageModel(build(lm.model.config).eval(), lm.tokenizer)
     table = Table("", "test macro F1", "95 % interval", "accuracy", box=None, pad_edge=False)
     for name, model, how in (
-        ("pre-trained", lm, FineTuning(epochs=5)),
-        ("the same network from scratch", scratch, FineTuning(epochs=15, reset_layers=0)),
+        ("pre-trained", lm, FineTuning(epochs=4)),
+        ("the same network from scratch", scratch, FineTuning(epochs=12, reset_layers=0)),
     ):
         reports = [
             adapt(model, task, train[:_LABELS], how, dev=dev[:500], seeds=(seed,)).evaluate(test)
