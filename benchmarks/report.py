@@ -229,4 +229,5 @@ def publish(name: str, arguments: argparse.Namespace, tables: Sequence[Table]) -
     directory.mkdir(parents=True, exist_ok=True)
     (directory / f"{name}.md").write_text(text, encoding="utf-8")
     record = {"environment": where, "tables": {t.title: t.record for t in tables}}
-    (directory / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    numbers = json.dumps(record, indent=1).replace(f"{CACHE}{os.sep}", "")  # no path of a machine
+    (directory / f"{name}.json").write_text(numbers + "\n", encoding="utf-8")
