@@ -14,6 +14,7 @@ from firth.cli.options import parse, take_settings
 from firth.config import read_toml
 from firth.device import prepare_process
 from firth.errors import ConfigError
+from firth.objectives import CausalLM
 from firth.recipes import Recipe, recipe
 from firth.text.corpus import Corpus
 from firth.training import BUDGETS
@@ -72,8 +73,9 @@ def pretrain(arguments: Sequence[str]) -> None:
     prepare_process(options.threads)
     valid = _corpus(options.valid, options) if options.valid else None
     command = shlex.join(["firth", "pretrain", *arguments])
+    chosen = _recipe(options, settings)
     pretrain_model(
-        _recipe(options, settings),
+        chosen,
         _corpus(options.corpus, options),
         options.output,
         valid=valid,
@@ -84,8 +86,9 @@ def pretrain(arguments: Sequence[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     print(options.output)
+    look = "generate" if isinstance(chosen.objective, CausalLM) else "fill"
     print(
-        f'\nNext: firth fill {options.output} "..." | firth inspect {options.output} | '
+        f'\nNext: firth {look} {options.output} "..." | firth inspect {options.output} | '
         f"firth adapt {options.output} train.tsv -o OUT finetune",
         file=sys.stderr,
     )

@@ -23,8 +23,10 @@ def filled_blanks(
         answers.append(answer)
     found = fill(engine, tokenizer, tokenizer.encode_batch(questions), 3)
     return [
-        f"{question}  ->  {', '.join(f'{g.token} {g.probability:.2f}' for g in blanks[0])}"
-        f"  (was: {answer})"
+        _one_line(
+            f"{question}  ->  {', '.join(f'{g.token} {g.probability:.2f}' for g in blanks[0])}"
+            f"  (was: {answer})"
+        )
         for question, answer, blanks in zip(questions, answers, found, strict=True)
     ]
 
@@ -39,6 +41,10 @@ def continued_texts(
     how = Decoding(max_tokens=max_tokens)
     *_, found = continuations(engine, prompts, how, last=vocabulary.last, stop=lambda _: False)
     return [
-        f"{tokenizer.decode(half.tolist())}  ->  {tokenizer.decode(one.ids)}"
+        _one_line(f"{tokenizer.decode(half.tolist())}  ->  {tokenizer.decode(one.ids)}")
         for half, one in zip(halves, found, strict=True)
     ]
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "\\n")

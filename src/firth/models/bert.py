@@ -16,7 +16,13 @@ from firth.models.attention import Mask
 from firth.models.layers import Activation, Dropout, FeedForward, LanguageModelHead, LayerNorm
 from firth.models.layout import Layout
 from firth.models.positions import rotary_tables
-from firth.models.transformer import Block, NormPlacement, SelfAttention
+from firth.models.transformer import (
+    Block,
+    NormPlacement,
+    SelfAttention,
+    parameters_by_depth,
+    replace_top_layers,
+)
 from firth.protocols import Batch, Output
 
 
@@ -211,19 +217,13 @@ class Bert(nn.Module):
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer (the last with the final norm)."""
-        groups = [list(self.embeddings.parameters())]
-        groups += [list(layer.parameters()) for layer in self.layers]
-        groups[-1] += list(self.final_norm.parameters())
-        return groups
+        return parameters_by_depth(self.embeddings, self.layers, self.final_norm)
 
     @torch.no_grad()
     def reset_top_layers(self, count: int) -> None:
         """Draws the top `count` layers and the pooler anew (Zhang et al. 2021, section 4)."""
         fresh = Bert(self.config, pooler=self.pooler is not None)
-        for old, new in list(zip(self.layers, fresh.layers, strict=True))[
-            len(self.layers) - count :
-        ]:
-            old.load_state_dict(new.state_dict())
+        replace_top_layers(self.layers, fresh.layers, count)
         if self.pooler is not None and fresh.pooler is not None:
             self.pooler.load_state_dict(fresh.pooler.state_dict())
 

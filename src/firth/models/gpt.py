@@ -22,7 +22,13 @@ from firth.models.layers import (
 )
 from firth.models.layout import Layout
 from firth.models.positions import rotary_tables
-from firth.models.transformer import Block, NormPlacement, SelfAttention
+from firth.models.transformer import (
+    Block,
+    NormPlacement,
+    SelfAttention,
+    parameters_by_depth,
+    replace_top_layers,
+)
 from firth.protocols import Batch, Output
 
 
@@ -190,18 +196,12 @@ class GPT(nn.Module):
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer (the last with the final norm)."""
-        groups = [list(self.embeddings.parameters())]
-        groups += [list(layer.parameters()) for layer in self.layers]
-        groups[-1] += list(self.final_norm.parameters())
-        return groups
+        return parameters_by_depth(self.embeddings, self.layers, self.final_norm)
 
     @torch.no_grad()
     def reset_top_layers(self, count: int) -> None:
         """Draws the top `count` layers anew (Zhang et al. 2021, section 4)."""
-        fresh = GPT(self.config)
-        first = len(self.layers) - count
-        for old, new in zip(self.layers[first:], fresh.layers[first:], strict=True):
-            old.load_state_dict(new.state_dict())
+        replace_top_layers(self.layers, GPT(self.config).layers, count)
 
 
 def _norm(config: GPTConfig) -> nn.Module:

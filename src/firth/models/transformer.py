@@ -152,3 +152,18 @@ class Block(nn.Module):
             return self.feed_forward_norm(self.dropout.add(x, self.feed_forward(x)))
         x = self.dropout.add(x, self.attention(self.attention_norm(x), layout, rotary, cache=cache))
         return self.dropout.add(x, self.feed_forward(self.feed_forward_norm(x)))
+
+
+def parameters_by_depth(
+    embeddings: nn.Module, layers: nn.ModuleList, final_norm: nn.Module
+) -> list[list[nn.Parameter]]:
+    """Parameters of a stack: the embeddings', then each layer's, the last with the final norm's."""
+    groups = [list(part.parameters()) for part in (embeddings, *layers)]
+    groups[-1] += list(final_norm.parameters())
+    return groups
+
+
+def replace_top_layers(layers: nn.ModuleList, others: nn.ModuleList, count: int) -> None:
+    """Copies the top `count` of other layers of the same shape into a stack."""
+    for old, new in list(zip(layers, others, strict=True))[len(layers) - count :]:
+        old.load_state_dict(new.state_dict())
