@@ -92,3 +92,20 @@ def test_settings_without_effect_are_named(name, setting, idle, caplog):
         caplog.records if idle else []
     )
     assert bool(caplog.records) == idle
+
+
+def test_another_tokenizer_in_an_existing_run_is_refused(papers, tmp_path):
+    chosen = firth.recipe("bert", size="tiny").with_settings(
+        {
+            "training.steps": 1,
+            "training.batch_tokens": 512,
+            "data.valid": 0.2,
+            "data.max_length": 64,
+        }
+    )
+    corpus = firth.Corpus.from_texts(papers[:60])
+    own, other = (firth.Tokenizer.train(papers[a : a + 40], vocab_size=300) for a in (0, 60))
+    firth.pretrain(chosen, corpus, tmp_path / "run", tokenizer=own)
+    firth.pretrain(chosen, corpus, tmp_path / "run", tokenizer=own)  # the same one: it is done
+    with pytest.raises(ConfigError, match="tokenizer of its own"):
+        firth.pretrain(chosen, corpus, tmp_path / "run", tokenizer=other)
