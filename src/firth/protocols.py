@@ -44,6 +44,8 @@ class Vocabulary:
     """`ABSENT` where there is none."""
     special: tuple[int, ...]
     """All ids that are never masked and never drawn as a random replacement."""
+    sentinels: tuple[int, ...] = ()
+    """The tokens that stand for what was taken out of a text (T5), in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,8 @@ class Sequences:
     vocabulary: Vocabulary
     ends_document: np.ndarray | None = None
     """(B) bool: False where a sequence is cut off and its document goes on; None: all end."""
+    documents: np.ndarray | None = None
+    """(B) int64: the document of each sequence; None where that is not known."""
     progress: float = 0.0
     """Share of training done, 0 to 1, for schedules."""
 
@@ -111,6 +115,13 @@ class Batch:
     """(M) int64, positions in 0..N-1."""
     targets: Tensor | None = None
     """(M) token ids at `predict_at`, or one label (row) a sequence for a task."""
+    boundaries: Tensor | None = None
+    """(M, 3) int64, for span boundaries: the positions of the tokens before and after the span of
+    each predicted token, and its place in the span, counted from 0."""
+    sequence_targets: Tensor | None = None
+    """(B) int64: a label a sequence, beside the tokens that are predicted (sentence pairs)."""
+    source: "Batch | None" = None
+    """The B sequences that an encoder reads while a decoder reads these."""
 
     @property
     def num_sequences(self) -> int:
@@ -129,9 +140,9 @@ class Batch:
         if device.type == "cpu":
             return self
         moved = {
-            f.name: tensor.to(device, non_blocking=True)
+            f.name: value.to(device) if isinstance(value, Batch) else _moved(value, device)
             for f in fields(self)
-            if f.name != "starts" and (tensor := getattr(self, f.name)) is not None
+            if f.name != "starts" and (value := getattr(self, f.name)) is not None
         }
         return replace(self, **moved)
 
@@ -156,12 +167,15 @@ class Batch:
 
     def _slice(self, first: int, last: int) -> "Batch":
         begin, end = int(self.starts[first]), int(self.starts[last])
-        at, targets = self.predict_at, self.targets
+        at, targets, boundaries = self.predict_at, self.targets, self.boundaries
         if at is not None:
             chosen = (at >= begin) & (at < end)
             at, targets = at[chosen] - begin, None if targets is None else targets[chosen]
+            if boundaries is not None:
+                boundaries = boundaries[chosen] - torch.tensor([begin, begin, 0])
         elif targets is not None:
             targets = targets[first:last]
+        of = self.sequence_targets
         return Batch(
             input_ids=self.input_ids[begin:end],
             starts=self.starts[first : last + 1] - begin,
@@ -169,7 +183,14 @@ class Batch:
             prefix=None if self.prefix is None else self.prefix[first:last],
             predict_at=at,
             targets=targets,
+            boundaries=boundaries,
+            sequence_targets=None if of is None else of[first:last],
+            source=None if self.source is None else self.source._slice(first, last),
         )
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

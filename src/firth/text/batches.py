@@ -68,6 +68,7 @@ class PackedSequences:
         batch_tokens: int,
         seed: int,
         shuffle: bool = True,
+        spare: int = 0,
     ) -> None:
         """Cuts the documents of `source`.
 
@@ -78,6 +79,7 @@ class PackedSequences:
             batch_tokens: the budget of a batch.
             seed: of the order.
             shuffle: anew each epoch; False keeps the order of the corpus.
+            spare: tokens that the objective adds to each sequence.
 
         Raises:
             ConfigError: if a batch could not hold one full sequence.
@@ -88,10 +90,12 @@ class PackedSequences:
                 f"batch_tokens {batch_tokens} is less than max_length {max_length}; "
                 "a batch must hold at least one full sequence"
             )
-        self.begin, self.end = cut_documents(source.document_starts, max_length - 2)
+        starts = source.document_starts
+        self.begin, self.end = cut_documents(starts, max_length - 2 - spare)
         if not len(self.begin):
             raise DataError("the corpus holds no tokens")
-        self.ends_document = np.isin(self.end, source.document_starts[1:])
+        self.ends_document = np.isin(self.end, starts[1:])
+        self.documents = np.searchsorted(starts, self.begin, side="right") - 1
         self.source, self.vocabulary = source, vocabulary
         self.batch_tokens, self.seed, self.shuffle = batch_tokens, seed, shuffle
         self.tokens_per_epoch = int((self.end - self.begin).sum()) + 2 * len(self.begin)
@@ -116,6 +120,7 @@ class PackedSequences:
             opens_word=opens,
             vocabulary=self.vocabulary,
             ends_document=self.ends_document[pieces],
+            documents=self.documents[pieces],
             progress=progress,
         )
 
