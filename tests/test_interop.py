@@ -62,12 +62,14 @@ def test_pretraining_class(tmp_path, caplog):
     reference_model("PreTraining", reference_config("bert")).save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO):
         loaded = load_model(tmp_path)
-    assert "cls.seq_relationship.bias, cls.seq_relationship.weight" in caplog.text
+    assert "not used" not in caplog.text
     assert loaded.lm_head
+    assert loaded.model.config.pair_head
     assert loaded.model.pooler is not None
     saved = load_file(tmp_path / "model.safetensors")
     assert torch.equal(loaded.model.pooler.weight, saved["bert.pooler.dense.weight"])
     assert torch.equal(loaded.model.head.bias, saved["cls.predictions.bias"])
+    assert torch.equal(loaded.model.pair_head.weight, saved["cls.seq_relationship.weight"])
 
 
 def test_names_of_old_files(bert):

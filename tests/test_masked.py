@@ -18,7 +18,7 @@ lengths = st.lists(st.integers(3, 60), min_size=1, max_size=20)
 @given(lengths, st.sampled_from([0.15, 0.3, 0.4]))
 def test_each_sequence_gives_its_rounded_share(lengths, rate):
     sequences = sequences_of(lengths)
-    chosen = choose_positions(sequences, rate, np.random.default_rng(1), whole_words=False)
+    chosen = choose_positions(sequences, rate, np.random.default_rng(1), units="token")
     owner = np.searchsorted(sequences.starts, chosen, side="right") - 1
     counts = np.bincount(owner, minlength=len(lengths))
     expected = [max(1, round((n - 2) * rate)) for n in lengths]
@@ -32,7 +32,7 @@ def test_words_are_chosen_whole(lengths, seed):
     rng = np.random.default_rng(seed)
     opens = rng.random(sum(lengths)) < 0.5
     sequences = sequences_of(lengths, seed, opens)
-    chosen = choose_positions(sequences, 0.3, rng, whole_words=True)
+    chosen = choose_positions(sequences, 0.3, rng, units="word")
     taken = np.zeros(len(opens), dtype=bool)
     taken[chosen] = True
     for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True):

@@ -73,6 +73,31 @@ def test_wrong_settings_are_refused(settings, found):
 
 
 @pytest.mark.parametrize(
+    ("name", "settings", "found"),
+    [
+        ("bert", {"objective.type": "SentencePairs"}, "model.pair_head to true"),
+        ("gpt2", {"objective.type": "SentencePairs"}, "the recipe bert-nsp"),
+        ("bert", {"objective.type": "SpanBoundary"}, "model.boundary_places to 15"),
+        ("bert-nsp", {"data.packing": "full"}, "data.packing to documents"),
+        ("bert-nsp", {"model.num_segments": 1}, "num_segments 2"),
+        ("bert-nsp", {"objective.weight": -1.0}, r"weight is -1\.0"),
+        ("bert", {"objective.units": "words"}, "did you mean 'word'"),
+    ],
+)
+def test_objectives_that_a_model_cannot_learn_are_refused(name, settings, found):
+    with pytest.raises(ConfigError, match=found):
+        firth.recipe(name).with_settings(settings)
+
+
+def test_the_settings_of_masking_inside_another_objective():
+    chosen = firth.recipe("bert-nsp").with_settings(
+        {"objective.masked.units": "word", "objective.kind": "order"}
+    )
+    assert (chosen.objective.masked.units, chosen.objective.kind) == ("word", "order")
+    assert chosen.objective.masked.rate == 0.15
+
+
+@pytest.mark.parametrize(
     ("name", "setting", "idle"),
     [
         ("bert", {"model.rotary_base": 5e5}, True),
@@ -83,6 +108,10 @@ def test_wrong_settings_are_refused(settings, found):
         ("modern-bert", {"model.local_window": 0, "model.rotary_base_global": 5e5}, True),
         ("modern-bert", {"objective.final_rate": 0.3}, True),
         ("modern-bert", {"objective.final_rate": 0.2}, False),
+        ("bert", {"model.pair_head": True}, True),
+        ("bert-nsp", {"model.pair_head": True}, False),
+        ("bert", {"model.boundary_places": 9}, True),
+        ("spanbert", {"model.boundary_places": 9}, False),
     ],
 )
 def test_settings_without_effect_are_named(name, setting, idle, caplog):

@@ -97,6 +97,8 @@ class Sequences:
     """(B) int64: the document of each sequence; None where that is not known."""
     progress: float = 0.0
     """Share of training done, 0 to 1, for schedules."""
+    source: "Sequences | None" = None
+    """Of pairs: the B sequences that these are made from, in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +112,21 @@ class Batch:
     segments: Tensor | None = None
     """(N) int64: 0 for the first sentence, 1 for the second."""
     prefix: Tensor | None = None
-    """(B) int64: tokens at the head of each sequence that a causal mask leaves visible to all."""
+    """(B) int64: tokens at the head of each sequence that a decoder lets all tokens see; None for
+    the decoder's own way, which is causal unless it was trained to see both sides."""
     predict_at: Tensor | None = None
     """(M) int64, positions in 0..N-1."""
     targets: Tensor | None = None
     """(M) token ids at `predict_at`, or one label (row) a sequence for a task."""
+    weights: Tensor | None = None
+    """(M) float32 of each prediction in the loss, 1 on average; None where all count alike."""
     boundaries: Tensor | None = None
     """(M, 3) int64, for span boundaries: the positions of the tokens before and after the span of
     each predicted token, and its place in the span, counted from 0."""
     sequence_targets: Tensor | None = None
     """(B) int64: a label a sequence, beside the tokens that are predicted (sentence pairs)."""
+    sequence_weights: Tensor | None = None
+    """(B) float32: how many predictions the label of each sequence counts for in the sum."""
     source: "Batch | None" = None
     """The B sequences that an encoder reads while a decoder reads these."""
 
@@ -167,15 +174,17 @@ class Batch:
 
     def _slice(self, first: int, last: int) -> "Batch":
         begin, end = int(self.starts[first]), int(self.starts[last])
-        at, targets, boundaries = self.predict_at, self.targets, self.boundaries
+        at, targets = self.predict_at, self.targets
+        weights, boundaries = self.weights, self.boundaries
         if at is not None:
             chosen = (at >= begin) & (at < end)
             at, targets = at[chosen] - begin, None if targets is None else targets[chosen]
+            weights = None if weights is None else weights[chosen]
             if boundaries is not None:
                 boundaries = boundaries[chosen] - torch.tensor([begin, begin, 0])
         elif targets is not None:
             targets = targets[first:last]
-        of = self.sequence_targets
+        of, weights = self.sequence_targets, self.sequence_weights
         return Batch(
             input_ids=self.input_ids[begin:end],
             starts=self.starts[first : last + 1] - begin,
@@ -183,8 +192,10 @@ class Batch:
             prefix=None if self.prefix is None else self.prefix[first:last],
             predict_at=at,
             targets=targets,
+            weights=weights,
             boundaries=boundaries,
             sequence_targets=None if of is None else of[first:last],
+            sequence_weights=None if weights is None else weights[first:last],
             source=None if self.source is None else self.source._slice(first, last),
         )
 

@@ -74,7 +74,7 @@ class FineTuning:
         for module in network.modules():
             if isinstance(module, Dropout):
                 module.rate = self.dropout
-        for name in ("head", "pooler"):
+        for name in ("head", "pooler", "pair_head", "boundary_head"):
             unused = getattr(network.body, name, None)
             if unused is not None:
                 unused.requires_grad_(False)

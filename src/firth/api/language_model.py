@@ -1,8 +1,8 @@
 """`LanguageModel`: one object for everything a pre-trained model can do."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +22,18 @@ from firth.inference.embedding import (
 )
 from firth.inference.forward import Engine
 from firth.inference.generation import Continuation, Decoding, Ended, beam_search, continuations
+from firth.inference.minimal_pairs import (
+    baseline_differences,
+    encode_pairs,
+    model_differences,
+    training_shards,
+)
 from firth.inference.scoring import Filled, Score, fill, score_causal, score_masked
 from firth.interop.huggingface import save_model
-from firth.models import GPT, LanguageModelNetwork
+from firth.models import GPT, EncoderDecoder, LanguageModelNetwork
 from firth.models.mix import Pooling
-from firth.protocols import Batch, Encoding, Text
+from firth.protocols import Batch, Encoding, Report, Text
+from firth.tasks.suites import Suite, read_suite, report
 from firth.text.batches import collate
 from firth.text.tokenizers import Tokenizer
 
@@ -45,15 +52,18 @@ class TextArray:
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """A text and how the model went on."""
+    """A text and how the model went on; an encoder-decoder begins afresh from its source."""
 
     prompt: str
+    """Empty where there is a source."""
     continuation: str
     tokens: list[str]
     """Those of the continuation."""
     log_probabilities: np.ndarray
     """Of the tokens and, where there is one, of the closing token, in nats."""
     ended: Ended
+    source: str = ""
+    """What the encoder of an encoder-decoder read."""
 
     @property
     def text(self) -> str:
@@ -180,19 +190,70 @@ class LanguageModel:
         results: list[Any] = [blanks[0] if len(blanks) == 1 else blanks for blanks in found]
         return results[0] if single else results
 
-    def score(self, texts: Sequence[Text]) -> list[Score]:
-        """Log-likelihood of each text, token by token; of a masked model, pseudo-log-likelihood."""
+    def score(self, texts: Sequence[Text], *, within_word: bool = False) -> list[Score]:
+        """Log-likelihood of each text, token by token; of a masked model, pseudo-log-likelihood.
+
+        Args:
+            texts: strings, or lists of the user's own words.
+            within_word: of a masked model: when a token is scored, the later tokens of its word are
+                masked too.
+        """
+        return self._score(self._encode(texts), within_word)
+
+    def minimal_pairs(
+        self,
+        path: str | Path,
+        *,
+        suite: Suite = "blimp",
+        limit: int | None = None,
+        within_word: bool = False,
+    ) -> Report:
+        """How often the model finds the good sentence of a pair likelier than the bad one.
+
+        Args:
+            path: a file or folder of pairs.
+            suite: "blimp" for its own files, "pairs" for files with columns good and bad.
+            limit: of each paradigm only the first pairs, for a quick look.
+            within_word: as in `score`.
+
+        Returns:
+            Accuracy as the unweighted mean over paradigms, with and without those whose pairs are
+            permutations of the same words. The details have fields, paradigms, `method`, and the
+            same of two baselines counted in the model's own training text, where its run directory
+            still holds that.
+
+        Raises:
+            DataError: pairs that cannot be read.
+            DivergedError: scores that are no finite numbers.
+        """
+        pairs = read_suite(path, suite=suite, limit=limit)
+        sentences = encode_pairs(self.tokenizer, [(pair.good, pair.bad) for pair in pairs])
+        shards = training_shards(self.path, self.tokenizer)
+        score = partial(self._score, within_word=within_word)
+        differences, method = model_differences(sentences, score)
+        baselines = baseline_differences(sentences, shards, self.tokenizer) if shards else {}
+        found = report(pairs, differences, baselines)
+        how = {"suite": suite, "method": method, "limit": limit}
+        return replace(found, details={**how, **found.details})
+
+    def _score(self, encodings: list[Encoding], within_word: bool) -> list[Score]:
         self._need_head("score")
-        method = score_causal if self.causal else score_masked
-        return method(self.engine, self.tokenizer, self._encode(texts))
+        if not self.causal:
+            return score_masked(self.engine, self.tokenizer, encodings, within_word=within_word)
+        if within_word:
+            raise UnsupportedError(
+                "within_word is a way to score with a masked language model, and this is a causal "
+                "one, which sees no later tokens anyway; leave it out"
+            )
+        return score_causal(self.engine, self.tokenizer, encodings)
 
     def generate(
         self, texts: Text | Sequence[str], *, stop: Sequence[str] = (), **settings: Any
     ) -> Any:
-        """Continues texts.
+        """Continues texts; an encoder-decoder writes a text for each source.
 
         Args:
-            texts: one prompt or several; "" lets the model begin.
+            texts: one prompt (or source) or several; the prompt "" lets the model begin.
             stop: strings that end a text; they are cut off.
             settings: those of `firth.Decoding`, for instance max_tokens=100, temperature=0.8.
 
@@ -200,26 +261,29 @@ class LanguageModel:
             A `Generated` for one string; for a list of strings, one for each.
 
         Raises:
-            UnsupportedError: if the model is no decoder, or a prompt leaves no room in its window.
+            UnsupportedError: if the model has no decoder, or a prompt leaves no room in its window.
         """
         single = isinstance(texts, str)
         prompts = [texts] if isinstance(texts, str) else list(texts)
         if not prompts:
             return []
         how = Decoding(**settings)
-        ids = self._prompts(prompts)
+        ids, sources = self._prompts(prompts)
         if how.beams > 1:
             last = self.tokenizer.vocabulary.last
-            found = [beam_search(self.engine, one, how, last=last)[0] for one in ids]
+            found = [
+                beam_search(self.engine, one, how, last=last, source=source)[0]
+                for one, source in zip(ids, sources or [None] * len(ids), strict=True)
+            ]
         else:
-            *_, found = self._continue(ids, how, stop)
+            *_, found = self._continue(ids, sources, how, stop)
         results = [self._generated(*one, stop) for one in zip(prompts, found, strict=True)]
         return results[0] if single else results
 
     def stream(self, text: str, *, stop: Sequence[str] = (), **settings: Any) -> Iterator[str]:
         """Continues one text, piece by piece as it comes."""
         shown = ""
-        for (one,) in self._continue(self._prompts([text]), Decoding(**settings), stop):
+        for (one,) in self._continue(*self._prompts([text]), Decoding(**settings), stop):
             now = self._generated(text, one, stop).continuation
             # Half a character, or what may become a stop string, waits for the next token.
             whole = one.ended is not None or not now.endswith("\ufffd")
@@ -228,7 +292,11 @@ class LanguageModel:
                 shown = now
 
     def _continue(
-        self, prompts: list[np.ndarray], how: Decoding, stop: Sequence[str]
+        self,
+        prompts: list[np.ndarray],
+        sources: list[np.ndarray] | None,
+        how: Decoding,
+        stop: Sequence[str],
     ) -> Iterator[list[Continuation]]:
         if how.beams > 1:
             raise ConfigError("a text that comes piece by piece has one beam; leave beams at 1")
@@ -237,10 +305,16 @@ class LanguageModel:
             return bool(stop) and any(word in self.tokenizer.decode(ids) for word in stop)
 
         last = self.tokenizer.vocabulary.last
-        return continuations(self.engine, prompts, how, last=last, stop=stops)
+        return continuations(
+            self.engine, prompts, how, last=last, stop=stops, sources=sources
+        )
 
-    def _prompts(self, texts: list[str]) -> list[np.ndarray]:
-        """Token ids that open with the opening token and are not closed."""
+    def _prompts(self, texts: list[str]) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """Token ids that open with the opening token and are not closed; sources, if any."""
+        if isinstance(self.model, EncoderDecoder):
+            opening = np.array([self.tokenizer.vocabulary.first])
+            encodings = self._encode(texts, whole=True)
+            return [opening] * len(texts), [encoding.ids for encoding in encodings]
         if not self.causal:
             raise UnsupportedError(
                 "generate needs a model that predicts the next token (a decoder), and this is a "
@@ -256,17 +330,19 @@ class LanguageModel:
                     f"a prompt has {len(found[-1])} tokens and the model's window is "
                     f"{self.max_length}; shorten it, so that there is room for more"
                 )
-        return found
+        return found, None
 
     def _generated(self, prompt: str, one: Continuation, stop: Sequence[str]) -> "Generated":
-        ids = self.tokenizer.encode(prompt).ids.tolist()
+        own = isinstance(self.model, EncoderDecoder)
+        ids = [] if own else self.tokenizer.encode(prompt).ids.tolist()
         lead = self.tokenizer.decode(ids)
         whole = self.tokenizer.decode([*ids, *one.ids])
         added = whole.removeprefix(lead)
         for word in stop:
             added = added.partition(word)[0] if word in added else added
         return Generated(
-            prompt=prompt,
+            prompt="" if own else prompt,
+            source=prompt if own else "",
             continuation=added,
             tokens=[self.tokenizer.token(i) for i in one.ids],
             log_probabilities=np.array(one.log_probabilities),

@@ -24,10 +24,11 @@ from firth.inference.samples import continued_texts, filled_blanks
 from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import load_model, save_model
 from firth.models import LanguageModelNetwork, build
-from firth.objectives import CausalLM
+from firth.objectives import CausalLM, SentencePairs, SpanBoundary
 from firth.recipes import Recipe
 from firth.text.batches import ObjectiveBatches, PackedSequences, random_stream
 from firth.text.corpus import Corpus
+from firth.text.joined import JoinedDocuments
 from firth.text.shards import Shards, write_shards
 from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
@@ -150,6 +151,7 @@ def _train_tokenizer(recipe: Recipe, corpus: Corpus, valid: Corpus) -> Tokenizer
         lowercase=settings.lowercase,
         strip_accents=settings.strip_accents,
         max_bytes=settings.max_bytes,
+        sentinels=settings.sentinels,
     )
     for name, value in vocabulary_report(tokenizer, islice(valid, _REPORTED)).rows():
         logger.info("    %s: %s", name, value)
@@ -194,12 +196,14 @@ def _write_recipe(run: Path, recipe: Recipe | None, requested: Any) -> None:
 
 
 def _packed(recipe: Recipe, shards: Shards, vocabulary: Any, seed: int) -> PackedSequences:
+    joined = recipe.data.packing == "full"
     return PackedSequences(
-        shards,
+        JoinedDocuments(shards, vocabulary.last) if joined else shards,
         vocabulary,
         max_length=recipe.data.max_length,
         batch_tokens=recipe.training.batch_tokens,
         seed=seed,
+        spare=recipe.objective.spare,
     )
 
 
@@ -255,13 +259,15 @@ def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> N
         save_model(run, trained, vocabulary=vocabulary, firth=record)
         write_text(run / "README.md", model_card(run, recipe, shards))
 
+    # The sum of a token's loss and another one does not compare with the entropy of tokens.
+    one_loss = not isinstance(recipe.objective, SentencePairs | SpanBoundary)
     enough = max(1, recipe.data.valid_tokens // training.batch_tokens)
     plan = Run(
         path=run,
         total_steps=training.steps,
         valid=ObjectiveBatches(held_out, recipe.objective.for_validation()),
         num_valid_batches=min(held_out.steps_per_epoch, enough),
-        unigram_entropy=shards["train"].unigram_entropy(),
+        unigram_entropy=shards["train"].unigram_entropy() if one_loss else None,
         sample=_sampler(shards["valid"], tokenizer, recipe),
         export=export,
         resume_hint=how.resume_hint,

@@ -1,6 +1,5 @@
-"""`firth predict` and `firth evaluate`."""
+"""`firth predict` and `firth evaluate` (of a language model on minimal pairs: `suites.py`)."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ import tyro
 
 from firth.api import AdaptedModel, load
 from firth.cli.options import parse, print_rows, read_lines
+from firth.cli.suites import evaluate_suite, print_report
 from firth.errors import ConfigError
+from firth.tasks.suites import Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,21 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure an adapted model on a labelled file."""
+    """Measure an adapted model on a labelled file, or a language model on minimal pairs."""
 
     model: tyro.conf.Positional[str]
-    """An adapted model."""
+    """An adapted model; with --suite a language model."""
     file: tyro.conf.Positional[str]
-    """Labelled examples, with the training file's columns."""
+    """Labelled examples, with the training file's columns; with --suite a file or folder of pairs
+    of sentences."""
+    suite: Suite | None = None
+    """Pairs of a good and a bad sentence: "blimp" in BLiMP's own files, "pairs" in files with
+    columns good and bad."""
+    limit: int | None = None
+    """With --suite: of each paradigm only the first pairs, for a quick look."""
+    within_word: bool = False
+    """With --suite, of a masked model: hide the rest of a token's word too (Kauf & Ivanova
+    2023)."""
     device: str = "auto"
     json: bool = False
     """Print one JSON object, with the details."""
@@ -70,10 +80,14 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 def evaluate(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Evaluate, arguments, "evaluate")
+    if options.suite:
+        evaluate_suite(options)
+        return
+    if options.limit is not None or options.within_word:
+        raise ConfigError("--limit and --within-word are about minimal pairs; add --suite")
     report = _load(options.model, options.device).evaluate(options.file)
     if options.json:
-        counted = {"num_examples": report.num_examples, "main": report.main}
-        print(json.dumps({**report.metrics, **counted, "details": report.details}))
+        print_report(report)
         return
     print(f"examples\t{report.num_examples}")
     for name, value in report.metrics.items():

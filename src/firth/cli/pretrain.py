@@ -25,11 +25,11 @@ class Options:
     """Train a language model on your text. The same command resumes a run that was stopped.
 
     Any setting of the recipe can follow by its dotted name, for instance --training.seed 1 or
-    --objective.whole_words true; `firth recipes show NAME` lists them.
+    --objective.units word; `firth recipes show NAME` lists them.
     """
 
     recipe: tyro.conf.Positional[str]
-    """Name of a recipe: bert, modern-bert, gpt, gpt2."""
+    """Name of a recipe; `firth recipes` lists them."""
     corpus: tyro.conf.Positional[tuple[str, ...]]
     """Files, folders or globs: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]

@@ -59,6 +59,8 @@ class ScoreTexts:
     model: tyro.conf.Positional[str]
     file: tyro.conf.Positional[str] = "-"
     """A text a line; - for stdin."""
+    within_word: bool = False
+    """Of a masked model: hide the rest of a token's word too (Kauf & Ivanova 2023)."""
     json: bool = False
     """One JSON object a line, with every token's log probability."""
     device: str = "auto"
@@ -161,7 +163,7 @@ def score(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(ScoreTexts, arguments, "score")
     model = _load(options.model, options.device)
-    scores = model.score(read_lines(options.file))
+    scores = model.score(read_lines(options.file), within_word=options.within_word)
     rows = []
     for one in scores:
         perplexity = one.perplexity if one.tokens else None

@@ -1,7 +1,7 @@
 """Generating text: greedy, sampled and by beam search, many prompts at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from firth.errors import ConfigError
 from firth.inference.forward import Engine
 from firth.models.cache import Cache
 from firth.protocols import Batch
+from firth.text.batches import collate
 
 Ended = Literal["end", "stop", "length"]
 """Why a text ends: its closing token, a stop string, or no room for more tokens."""
@@ -67,7 +68,13 @@ Stop = Callable[[Sequence[int]], bool]
 
 
 def continuations(
-    engine: Engine, prompts: Sequence[np.ndarray], how: Decoding, *, last: int, stop: Stop
+    engine: Engine,
+    prompts: Sequence[np.ndarray],
+    how: Decoding,
+    *,
+    last: int,
+    stop: Stop,
+    sources: Sequence[np.ndarray] | None = None,
 ) -> Iterator[list[Continuation]]:
     """Reads the prompts at once, then adds a token to each in every step.
 
@@ -80,6 +87,7 @@ def continuations(
         how: the choice of tokens.
         last: the closing token.
         stop: ends a text early.
+        sources: token ids of what an encoder reads, one for each prompt.
 
     Yields:
         The continuations after each step, the same objects each time.
@@ -87,7 +95,7 @@ def continuations(
     room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
     found = [Continuation() for _ in prompts]
     randoms = [np.random.default_rng((how.seed, i)) for i in range(len(prompts))]
-    reader = _Reader(engine, prompts, room)
+    reader = _Reader(engine, prompts, room, sources)
     alive = list(range(len(prompts)))
     while alive:
         scores = reader.scores
@@ -161,26 +169,33 @@ def penalised(scores: Tensor, history: Sequence[np.ndarray], penalty: float) -> 
 class _Reader:
     """The scores of the next token of several texts, kept up to date token by token."""
 
-    def __init__(self, engine: Engine, prompts: Sequence[np.ndarray], room: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[np.ndarray],
+        room: int,
+        sources: Sequence[np.ndarray] | None = None,
+    ) -> None:
         self.engine = engine
-        self.cache = Cache(len(engine.model.layers), room)  # type: ignore[arg-type]
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        ids = torch.from_numpy(np.concatenate(prompts).astype(np.int64))
-        self.scores = self._run(ids.to(engine.device), starts, starts[1:] - 1)
+        self.cache: Cache = engine.model.new_cache(room)  # type: ignore[operator]
+        batch = collate([prompt.astype(np.int64) for prompt in prompts])
+        if sources is not None:
+            batch = replace(batch, source=collate([one.astype(np.int64) for one in sources]))
+        self.scores = self._run(batch, batch.starts[1:] - 1)
 
     def read(self, rows: Tensor, tokens: Tensor) -> None:
         """Goes on with these texts, each with one more token."""
         count = len(rows)
         if count < len(self.scores) or not torch.equal(rows.cpu(), torch.arange(count)):
             self.cache.keep(rows)
-        self.scores = self._run(tokens, torch.arange(count + 1), torch.arange(count))
+        batch = Batch(input_ids=tokens, starts=torch.arange(count + 1))
+        self.scores = self._run(batch, torch.arange(count))
 
-    def _run(self, ids: Tensor, starts: Tensor, at: Tensor) -> Tensor:
+    def _run(self, batch: Batch, at: Tensor) -> Tensor:
         engine = self.engine
         with torch.inference_mode(), computing(engine.dtype, engine.device):
             engine.model.eval()
-            last = engine.model(Batch(input_ids=ids, starts=starts), cache=self.cache).last
+            last = engine.model(batch.to(engine.device), cache=self.cache).last
             return engine.model.logits(last[at.to(engine.device)]).float()  # type: ignore[operator]
 
 
@@ -194,7 +209,12 @@ class _Hypothesis:
 
 
 def beam_search(
-    engine: Engine, prompt: np.ndarray, how: Decoding, *, last: int
+    engine: Engine,
+    prompt: np.ndarray,
+    how: Decoding,
+    *,
+    last: int,
+    source: np.ndarray | None = None,
 ) -> list[Continuation]:
     """The best continuations of one prompt, best first (Sutskever et al. 2014, section 3.2).
 
@@ -203,7 +223,8 @@ def beam_search(
     better than the worst of them.
     """
     room = min(how.max_tokens, engine.max_length - len(prompt))
-    reader = _Reader(engine, [prompt], len(prompt) + room)
+    sources = None if source is None else [source]
+    reader = _Reader(engine, [prompt], len(prompt) + room, sources)
     texts: list[tuple[tuple[int, ...], tuple[float, ...]]] = [((), ())]
     totals = torch.zeros(1, dtype=torch.float64)
     closed: list[_Hypothesis] = []

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from firth.errors import UnsupportedError
-from firth.inference.forward import Engine, windows
+from firth.inference.forward import Engine, Window, windows
 from firth.protocols import ABSENT, Batch, Encoding, Tokenizer, Vocabulary
 
 
@@ -28,8 +28,8 @@ class Filled:
 _CHUNK_SCORES = 1 << 24
 """Scores over the vocabulary that are held at a time."""
 
-Method = Literal["log-likelihood", "pseudo-log-likelihood"]
-"""Each token given those before it, or given all the others."""
+Method = Literal["log-likelihood", "pseudo-log-likelihood", "pseudo-log-likelihood, within words"]
+"""Each token given those before it, given all the others, or given all but the rest of its word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +127,24 @@ def _filled(tokenizer: Tokenizer, encoding: Encoding, place: int, token: int) ->
 
 
 def score_masked(
-    engine: Engine, tokenizer: Tokenizer, encodings: Sequence[Encoding]
+    engine: Engine,
+    tokenizer: Tokenizer,
+    encodings: Sequence[Encoding],
+    *,
+    within_word: bool = False,
 ) -> list[Score]:
     """Pseudo-log-likelihoods (Salazar et al. 2020, eq. 1): sum_t log p(w_t | w without t).
 
     Each ordinary token is masked in a copy of its own, and the head runs at that slot alone. Texts
     longer than the model's window are scored in overlapping windows, each token where it has most
     context.
+
+    Args:
+        engine: a masked language model.
+        tokenizer: of the model.
+        encodings: the texts.
+        within_word: mask the later tokens of the same word too (Kauf & Ivanova 2023, PLL-word-l2r),
+            so that a rare word is not made likely by its own last tokens.
     """
     vocabulary = tokenizer.vocabulary
     mask = _mask(vocabulary)
@@ -143,9 +154,8 @@ def score_masked(
         inside = encodings[window.text].words >= 0
         for t in range(window.begin, window.end):
             if inside[t]:
-                masked = window.ids.copy()
-                masked[t - window.offset] = mask
-                copies.append(masked)
+                words = encodings[window.text].words if within_word else None
+                copies.append(_masked_copy(window, t, mask, words))
                 where.append((window.text, t, t - window.offset))
     logs = [np.zeros(len(encoding.ids)) for encoding in encodings]
 
@@ -167,10 +177,22 @@ def score_masked(
                 t for t, word in zip(encoding.tokens, encoding.words, strict=True) if word >= 0
             ],
             log_probabilities=log[encoding.words >= 0],
-            method="pseudo-log-likelihood",
+            method="pseudo-log-likelihood" + (", within words" if within_word else ""),
         )
         for encoding, log in zip(encodings, logs, strict=True)
     ]
+
+
+def _masked_copy(window: Window, token: int, mask: int, words: np.ndarray | None) -> np.ndarray:
+    """The window's ids with one token masked; given the `words`, also the rest of its word."""
+    masked = window.ids.copy()
+    at = token - window.offset
+    masked[at] = mask
+    if words is not None:
+        # The window's last place is a closing token, whatever the text has there.
+        later = words[token + 1 : window.offset + len(masked) - 1] == words[token]
+        masked[at + 1 :][: len(later)][later] = mask
+    return masked
 
 
 @dataclass(frozen=True)

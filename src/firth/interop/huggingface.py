@@ -1,7 +1,7 @@
 """Run directories that `transformers` loads, and its directories as models here.
 
 A directory holds `config.json` and `model.safetensors`. Where the shape is one of BERT, RoBERTa,
-DistilBERT, ModernBERT, GPT-2 or Llama, both are in the form of `transformers`, with one more block,
+DistilBERT, ModernBERT, GPT-2, Llama or T5, both are in the form of `transformers`, with one more block,
 `firth`, in the settings; otherwise the tensors keep our names and the settings hold that block
 alone.
 """
@@ -43,9 +43,11 @@ from firth.interop.stock import (
     stock_head,
     stock_settings,
 )
+from firth.interop.t5 import config_from_t5, state_from_t5, t5_settings, t5_tensors
 from firth.models import MODELS, LanguageModelNetwork, ModelConfig, build
 from firth.models.bert import Bert, BertConfig
-from firth.models.gpt import GPT, GPTConfig
+from firth.models.encoder_decoder import EncoderDecoderConfig
+from firth.models.gpt import GPTConfig
 from firth.models.mix import SequenceHead
 from firth.protocols import Vocabulary
 
@@ -73,8 +75,8 @@ _REPEATED = re.compile(
 )
 """Tensors that follow from the settings, the output matrix (the input's), a bias's second name."""
 
-_UNUSED = re.compile(r"^cls\.seq_relationship\.|^roberta\.pooler\.")
-"""BERT's next-sentence head; RoBERTa's pooler, which nothing trains."""
+_UNUSED = re.compile(r"^roberta\.pooler\.")
+"""RoBERTa's pooler, which nothing trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,8 @@ def save_model(
 
     The stock classes hold either the masked-LM head or a sequence head, and BERT's sequence head
     has the pooler's place; so in the form of `transformers` a model with `head` is saved without
-    its masked-LM head and without its own pooler, and only BERT's pooler is saved at all.
+    its masked-LM head and without its own pooler, and only BERT's pooler and pair head are saved at
+    all (`BertForPreTraining`). No stock class has a span boundary head: it is left out there.
     `loads_in_transformers` says which form it is; our own form keeps everything.
 
     Args:
@@ -150,6 +153,8 @@ def _stock_form(
     config: ModelConfig, state: Mapping[str, Tensor], head: SequenceHead | None, ids: Vocabulary
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors as the family's class has them."""
+    if isinstance(config, EncoderDecoderConfig):
+        return t5_settings(config, ids), t5_tensors(config, state)
     if isinstance(config, GPTConfig):
         family = decoder_family(config)
         assert family is not None
@@ -170,7 +175,9 @@ def _state(model: nn.Module, head: SequenceHead | None) -> dict[str, Tensor]:
 def _stock_settings(
     family: str, config: BertConfig, head: SequenceHead | None, vocabulary: Vocabulary
 ) -> dict[str, Any]:
-    suffix = "ForMaskedLM" if head is None else "ForSequenceClassification"
+    pairs = family == "bert" and config.pair_head
+    suffix = "ForPreTraining" if pairs else "ForMaskedLM"
+    suffix = suffix if head is None else "ForSequenceClassification"
     return {
         "architectures": [ARCHITECTURES[family] + suffix],
         "model_type": family,
@@ -184,8 +191,8 @@ def _stock_settings(
 def _stock_tensors(family: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by their names in `transformers`, those left out that its class does not have."""
     classifier = "sequence_head.out.weight" in state
-    left_out = ("head.",) if classifier else ()
-    left_out += ("pooler.",) if classifier or family != "bert" else ()
+    left_out = ("boundary_head.", "head.") if classifier else ("boundary_head.",)
+    left_out += ("pooler.", "pair_head.") if classifier or family != "bert" else ()
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not name.startswith(left_out):
@@ -233,11 +240,11 @@ def load_model(directory: str | Path) -> LoadedModel:
     kind = settings.get("model_type")
     if kind == "firth":
         return _load_native(directory, settings)
-    if kind in DECODERS:
-        return _load_decoder(directory, settings, str(kind))
+    if kind in DECODERS or kind == "t5":
+        return _load_generator(directory, settings, str(kind))
     family = ALIASES.get(str(kind), kind)
     if family not in ARCHITECTURES:
-        known = ", ".join([*ARCHITECTURES, *ALIASES, *DECODERS])
+        known = ", ".join([*ARCHITECTURES, *ALIASES, *DECODERS, "t5"])
         raise UnsupportedError(f"{path}: model_type is {kind!r}; supported: {known}")
     for name in settings.get("architectures") or ():
         if not _READABLE.search(name):
@@ -270,18 +277,27 @@ def _load_native(directory: Path, settings: Mapping[str, Any]) -> LoadedModel:
     )
 
 
-def _load_decoder(directory: Path, settings: Mapping[str, Any], family: str) -> LoadedModel:
+def _load_generator(directory: Path, settings: Mapping[str, Any], family: str) -> LoadedModel:
+    """A decoder, or T5."""
     where, block = str(directory / _CONFIG), dict(settings.get("firth", {}))
-    config = config_from_decoder(family, settings, where=where)
+    tensors = read_tensors(directory)
+    config: ModelConfig
+    if family == "t5":
+        config = config_from_t5(settings, tensors, where=where)
+    else:
+        config = config_from_decoder(family, settings, where=where)
     if block:
-        ours = from_dict(GPTConfig, block.pop("model"), where=where)
+        ours = from_dict(type(config), block.pop("model"), where=where)
         block.pop("head")
-        config = ours if replace(ours, output_init=config.output_init) == config else config
+        config = ours if _same_decoder(ours, config) else config
     with torch.device("meta"):
-        model = GPT(config)
-    state = state_from_decoder(
-        family, config, read_tensors(directory), model.state_dict(), where=directory
-    )
+        model = build(config)
+    fresh = model.state_dict()
+    if isinstance(config, EncoderDecoderConfig):
+        state = state_from_t5(config, tensors, fresh, where=directory)
+    else:
+        assert isinstance(config, GPTConfig)
+        state = state_from_decoder(family, config, tensors, fresh, where=directory)
     model.to_empty(device="cpu").eval().load_state_dict(state)
     return LoadedModel(
         model=model,
@@ -291,6 +307,13 @@ def _load_decoder(directory: Path, settings: Mapping[str, Any], family: str) -> 
         family=family,
         lm_head=True,
     )
+
+
+def _same_decoder(ours: ModelConfig, theirs: ModelConfig) -> bool:
+    """Whether the shapes are the same, up to how weights begin, which their settings do not say."""
+    if isinstance(ours, GPTConfig) and isinstance(theirs, GPTConfig):
+        return replace(ours, output_init=theirs.output_init) == theirs
+    return ours == theirs
 
 
 def _load_stock(directory: Path, settings: Mapping[str, Any], family: str) -> LoadedModel:
@@ -303,6 +326,8 @@ def _load_stock(directory: Path, settings: Mapping[str, Any], family: str) -> Lo
     scores = find("sequence_head.out.bias")
     lm_head = scores is None and find("head.dense.weight") is not None
     pooler = scores is None and family == "bert" and find("pooler.weight") is not None
+    pairs = pooler and find("pair_head.weight") is not None
+    config = replace(config, pair_head=pairs, boundary_places=0)
     with torch.device("meta"):
         model, head = Bert(config, pooler=pooler), None
         if scores is not None:

@@ -5,6 +5,7 @@ matrix here, so where theirs are three the value is a tuple, in that order along
 dimension. A sequence head's modules stand under `sequence_head`.
 """
 
+import re
 from collections.abc import Iterable
 
 Names = dict[str, str | tuple[str, ...]]
@@ -33,6 +34,7 @@ NAMES: dict[str, Names] = {
     "bert": {
         **_post_norm("bert"),
         "pooler": "bert.pooler.dense",
+        "pair_head": "cls.seq_relationship",
         "head": "cls.predictions",
         "head.dense": "cls.predictions.transform.dense",
         "head.norm": "cls.predictions.transform.LayerNorm",
@@ -104,9 +106,9 @@ def expand(table: Names, parameter: str) -> tuple[str, ...]:
     """The names that a table gives a parameter's tensor or its parts."""
     module, _, leaf = parameter.rpartition(".")
     number = ""
-    if module.startswith("layers."):
-        _, number, rest = module.split(".", 2)
-        module = f"layers.*.{rest}"
+    if found := re.search(r"(?:^|\.)layers\.(\d+)\.", module):
+        number = found[1]
+        module = f"{module[: found.start(1)]}*{module[found.end(1) :]}"
     names = table[module]
     names = (names,) if isinstance(names, str) else names
     return tuple(f"{name.replace('*', number)}.{leaf}" for name in names)

@@ -8,8 +8,10 @@ from torch import nn
 
 from firth.errors import CheckpointError, UnsupportedError
 from firth.interop.decoders import decoder_family
+from firth.interop.t5 import is_t5
 from firth.models import ModelConfig
 from firth.models.bert import BertConfig
+from firth.models.encoder_decoder import EncoderDecoderConfig
 from firth.models.gpt import GPTConfig
 from firth.models.mix import Pooling, SequenceHead
 from firth.protocols import Vocabulary
@@ -90,7 +92,7 @@ def stock_family(config: ModelConfig) -> str | None:
         "bert", "roberta" (positions with an offset), "distilbert" (no segments), "modernbert"
         (pre-norm, rotary, gated, no biases), or None where there is none.
     """
-    if isinstance(config, GPTConfig) or config.activation != "gelu":
+    if not isinstance(config, BertConfig) or config.activation != "gelu":
         return None
     if config.norm == "pre":
         modern = config.positions == "rotary" and config.gated and not config.bias
@@ -112,6 +114,8 @@ def loads_in_transformers(
     The shape must be a stock one, the head (if any) its family's own, and for RoBERTa, where
     positions start after the id of the padding token, that id must be `position_offset` - 1.
     """
+    if isinstance(config, EncoderDecoderConfig):
+        return head is None and is_t5(config)
     if isinstance(config, GPTConfig):
         return head is None and decoder_family(config) is not None
     family = stock_family(config)

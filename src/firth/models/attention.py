@@ -8,7 +8,7 @@ A token's heads stand in columns (C, K): H of queries, then G of keys, then G of
 or, in grouped-query attention, a divisor of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -75,15 +75,21 @@ class Scores:
 
 
 def _distance_index(tile: Tile, reach: int, device: torch.device) -> Tensor:
-    """(S_q, S_k) column of the distance bias for each query and key: key - query + reach - 1."""
+    """(S_q, S_k) column of the distance bias for each query and key: key - query + reach - 1.
+
+    Slots beyond the longest sequence are padding, whose scores do not count.
+    """
     q = torch.arange(tile.queries.length, device=device)
     k = torch.arange(tile.keys.length, device=device)
-    return k[None, :] - q[:, None] + reach - 1
+    return (k[None, :] - q[:, None] + reach - 1).clamp_(0, 2 * reach - 2)
 
 
 def _bias(tile: Tile, mask: Mask, like: Tensor) -> Tensor | None:
     """(n or 1, 1, S_q or 1, S_k) scores to add, or None."""
-    hidden = mask.hidden(tile.keys.length, tile.prefix, like.device) if tile.own else None
+    hidden = None
+    if tile.own:
+        mask = replace(mask, causal=False) if tile.whole else mask
+        hidden = mask.hidden(tile.keys.length, tile.prefix, like.device)
     bias = None
     if hidden is not None:
         bias = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)

@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2019) and its modern form (ModernBERT, Warner et al. 2024), one assembly.
 
-RoBERTa and DistilBERT are configurations: no segments, positions that start at 2, no pooler.
+RoBERTa and DistilBERT are configurations: no segments, positions that start at 2, no pooler;
+next-sentence prediction and SpanBERT are heads.
 """
 
 from dataclasses import dataclass, replace
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from firth.device import activation_dtype
 from firth.errors import ConfigError
 from firth.models.attention import Mask
+from firth.models.boundary import BoundaryHead
 from firth.models.layers import Activation, Dropout, FeedForward, LanguageModelHead, LayerNorm
 from firth.models.layout import Layout
+from firth.models.mix import pool
 from firth.models.positions import rotary_tables
 from firth.models.transformer import (
     Block,
@@ -56,6 +59,10 @@ class BertConfig:
     """Base of the rotary wavelengths in local layers (or everywhere without local layers)."""
     rotary_base_global: float = 160_000.0
     norm_eps: float = 1e-12
+    pair_head: bool = False
+    """Two scores for a pair of segments, from the pooled first token (Devlin et al. 2019, 3.1)."""
+    boundary_places: int = 0
+    """Place embeddings of the span boundary head; 0 for no such head (Joshi et al. 2020, 3.2)."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -130,6 +137,9 @@ class BertEmbeddings(nn.Module):
 class Bert(nn.Module):
     """A bidirectional Transformer encoder with a masked-LM head and, where it has one, a pooler.
 
+    The configuration may ask for two heads more: `pair_head` (then there is a pooler) and
+    `boundary_head`, which learn from `SentencePairs` and `SpanBoundary`.
+
     Initialisation (`reset_parameters`):
 
     | parameter                        | BERT (Devlin et al. 2019, A.2) | ModernBERT (2024)     |
@@ -153,7 +163,16 @@ class Bert(nn.Module):
         self.final_norm = (
             LayerNorm(size, eps=config.norm_eps, bias=config.bias) if pre else nn.Identity()
         )
-        self.pooler = nn.Linear(size, size) if pooler and not pre else None
+        pooled = config.pair_head or (pooler and not pre)
+        self.pooler = nn.Linear(size, size) if pooled else None
+        self.pair_head = nn.Linear(size, 2) if config.pair_head else None
+        self.boundary_head = (
+            BoundaryHead(
+                size, config.vocab_size, places=config.boundary_places, eps=config.norm_eps
+            )
+            if config.boundary_places
+            else None
+        )
         self.head = LanguageModelHead(
             size,
             config.vocab_size,
@@ -214,6 +233,29 @@ class Bert(nn.Module):
     def prediction_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed cross-entropy of (M) token ids at (M, D) hidden states, in nats."""
         return self.head.loss(hidden, self.embeddings.tokens.weight, targets)
+
+    def pair_logits(self, hidden: Tensor, starts: Tensor) -> Tensor:
+        """(B, 2) scores W tanh(W_p h + b_p) + b of the first tokens' states h (Devlin et al. 2019).
+
+        Args:
+            hidden: (N, D) last states.
+            starts: (B+1) on the CPU.
+        """
+        assert self.pooler is not None
+        assert self.pair_head is not None
+        return self.pair_head(torch.tanh(self.pooler(pool(hidden, starts, "first"))))
+
+    def boundary_loss(self, hidden: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
+        """Summed cross-entropy of (M) token ids given their spans' boundaries, in nats.
+
+        Args:
+            hidden: (N, D) last states.
+            boundaries: (M, 3), see `Batch.boundaries`.
+            targets: (M) int64.
+        """
+        assert self.boundary_head is not None
+        embedding = self.embeddings.tokens.weight
+        return self.boundary_head.loss(hidden, boundaries, embedding, targets)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer (the last with the final norm)."""

@@ -7,48 +7,38 @@ from firth.models.attention import Scores, attend
 from firth.models.layout import Layout
 
 
-class LayerCache:
-    """One layer's keys and values, (B, T, 2G, K), of sequences of unequal length."""
+class Columns:
+    """Keys and values (B, T, 2G, K) of B sequences of unequal length."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.columns: Tensor | None = None
-        self.lengths = torch.zeros(0, dtype=torch.int64)
+    def __init__(self, values: Tensor, positions: Tensor, room: int) -> None:
+        """Takes (N, 2G, K) columns of sequences that lie end to end.
 
-    def attend(self, own: Tensor, layout: Layout, how: Scores, distances: Tensor | None) -> Tensor:
-        """Adds the keys and values of `own` (R, H + 2G, K) and attends to all that are held.
-
-        The first call reads whole sequences; each later one reads one more token of each.
+        Args:
+            values: the columns.
+            positions: (N), 0 where a sequence begins.
+            room: T, the most tokens of a sequence.
         """
-        beside = own[: layout.num_tokens, how.num_heads :]
-        if self.columns is None:
-            count = sum(tile.queries.count for tile in layout.tiles)
-            self.columns = own.new_zeros(count, self.room, *beside.shape[1:])
-            positions = layout.positions[: layout.num_tokens]
-            owner = (positions == 0).cumsum(0) - 1
-            self.columns[owner, positions] = beside
-            self.lengths = torch.bincount(owner, minlength=count)
-            return attend(own, layout, how, distances=distances)
-        row = torch.arange(len(beside), device=own.device)
-        self.columns[row, self.lengths] = beside
+        owner = (positions == 0).cumsum(0) - 1
+        count = int(owner[-1]) + 1
+        self.values = values.new_zeros(count, room, *values.shape[1:])
+        self.values[owner, positions] = values
+        self.lengths = torch.bincount(owner, minlength=count)
+
+    def add(self, columns: Tensor) -> None:
+        """One more (B, 2G, K) token of each sequence."""
+        row = torch.arange(len(columns), device=columns.device)
+        self.values[row, self.lengths] = columns
         self.lengths = self.lengths + 1
-        out = own.new_zeros(len(own), how.num_heads, own.shape[2])
-        out[: layout.num_tokens] = self._attend_last(
-            own[: len(beside), : how.num_heads], how, distances
-        )
-        return out
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these sequences (B'), in this order; a beam may repeat one."""
-        assert self.columns is not None
-        self.columns = self.columns[rows]
+        self.values = self.values[rows]
         self.lengths = self.lengths[rows]
 
-    def _attend_last(self, q: Tensor, how: Scores, distances: Tensor | None) -> Tensor:
-        """(B, H, K) queries of the last tokens to (B, H, K)."""
-        assert self.columns is not None
+    def attend(self, q: Tensor, how: Scores, distances: Tensor | None = None) -> Tensor:
+        """(B, H, K) queries at the last tokens to (B, H, K)."""
         longest = int(self.lengths.max())
-        k, v = self.columns[:, :longest].transpose(1, 2).chunk(2, dim=1)  # (B, G, T, K)
+        k, v = self.values[:, :longest].transpose(1, 2).chunk(2, dim=1)  # (B, G, T, K)
         grouped = q.unflatten(1, (how.num_groups, how.shared_by)) * how.scale  # (B, G, H/G, K)
         scores = grouped @ k.transpose(2, 3)  # (B, G, H/G, T)
         place = torch.arange(longest, device=q.device)
@@ -64,6 +54,50 @@ class LayerCache:
         return (torch.softmax(scores, dim=-1).to(v.dtype) @ v).flatten(1, 2)
 
 
+class LayerCache:
+    """What one layer holds: of the decoder's own tokens and of its source."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.own: Columns | None = None
+        self.source: Columns | None = None
+
+    def attend(self, own: Tensor, layout: Layout, how: Scores, distances: Tensor | None) -> Tensor:
+        """Adds the keys and values of `own` (R, H + 2G, K) and attends to all that are held.
+
+        The first call reads whole sequences; each later one reads one more token of each.
+        """
+        beside = own[: layout.num_tokens, how.num_heads :]
+        if self.own is None:
+            self.own = Columns(beside, layout.positions[: layout.num_tokens], self.room)
+            return attend(own, layout, how, distances=distances)
+        self.own.add(beside)
+        return _with_spare(self.own.attend(own[: len(beside), : how.num_heads], how, distances), own)
+
+    def hold_source(self, columns: Tensor, positions: Tensor) -> None:
+        """Keeps (R_k, 2H, K) keys and values of the source sequences' N_k tokens."""
+        self.source = Columns(columns[: len(positions)], positions, int(positions.max()) + 1)
+
+    def attend_source(self, q: Tensor, how: Scores) -> Tensor:
+        """(R, H, K) queries of one token a sequence to (R, H, K)."""
+        assert self.source is not None
+        count = len(self.source.lengths)
+        return _with_spare(self.source.attend(q[:count], how), q)
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these sequences, in this order."""
+        for columns in (self.own, self.source):
+            if columns is not None:
+                columns.keep(rows)
+
+
+def _with_spare(attended: Tensor, own: Tensor) -> Tensor:
+    """(B, H, K) with the spare rows of `own`."""
+    out = own.new_zeros(len(own), *attended.shape[1:])
+    out[: len(attended)] = attended
+    return out
+
+
 class Cache:
     """The caches of all layers of a decoder."""
 
@@ -74,7 +108,8 @@ class Cache:
     @property
     def lengths(self) -> Tensor:
         """(B) tokens held of each sequence; empty before the first call."""
-        return self.layers[0].lengths
+        own = self.layers[0].own
+        return torch.zeros(0, dtype=torch.int64) if own is None else own.lengths
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these sequences, in this order."""

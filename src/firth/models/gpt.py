@@ -68,6 +68,9 @@ class GPTConfig:
     """Whether the output matrix is the embedding matrix."""
     output_init: Literal["plain", "scaled", "zero"] = "scaled"
     """Of the matrices that write to the residual stream; see `GPT`."""
+    bidirectional: bool = False
+    """How a batch that does not say (`Batch.prefix`) is read: in both directions, as a model of the
+    hybrid objective can, or left to right."""
 
     def __post_init__(self) -> None:
         if self.head_size is None and self.hidden_size % self.num_heads:
@@ -163,7 +166,10 @@ class GPT(nn.Module):
             cache: what the sequences' earlier tokens left; after its first use, `batch` holds one
                 more token of each sequence.
         """
-        layout = Layout.of(batch.starts, batch.input_ids.device, prefix=batch.prefix)
+        prefix = batch.prefix
+        if prefix is None and self.config.bidirectional and cache is None:
+            prefix = batch.starts.diff()
+        layout = Layout.of(batch.starts, batch.input_ids.device, prefix=prefix)
         positions = layout.positions
         if cache is not None and len(cache.lengths):
             positions = F.pad(cache.lengths, (0, len(positions) - layout.num_tokens))
@@ -173,12 +179,16 @@ class GPT(nn.Module):
             rotary = rotary_tables(positions, self.config.size_of_head, self.config.rotary_base)
         states = [x]
         for i, layer in enumerate(self.layers):
-            x = layer(x, layout, rotary, None if cache is None else cache.layers[i])
+            x = layer(x, layout, rotary, cache=None if cache is None else cache.layers[i])
             if hidden_states:
                 states.append(x)
         states[-1] = x = self.final_norm(x)
         kept = tuple(state[: layout.num_tokens] for state in states) if hidden_states else ()
         return Output(x[: layout.num_tokens], kept)
+
+    def new_cache(self, room: int) -> Cache:
+        """An empty cache for sequences of up to `room` tokens."""
+        return Cache(len(self.layers), room)
 
     @property
     def _output(self) -> Tensor:
@@ -188,11 +198,13 @@ class GPT(nn.Module):
         """(M, D) hidden states to (M, V) scores of the next token."""
         return F.linear(hidden, self._output)
 
-    def prediction_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Summed cross-entropy of (M) token ids at (M, D) hidden states, in nats."""
+    def prediction_loss(
+        self, hidden: Tensor, targets: Tensor, *, weights: Tensor | None = None
+    ) -> Tensor:
+        """Summed cross-entropy of (M) token ids at (M, D) states, in nats, (M) weighted."""
         dtype = activation_dtype(hidden.device)
         hidden = round_up(hidden if dtype is None else hidden.to(dtype))
-        return linear_cross_entropy(hidden, self._output, None, targets)
+        return linear_cross_entropy(hidden, self._output, None, targets, weights=weights)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer (the last with the final norm)."""

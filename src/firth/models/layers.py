@@ -158,7 +158,7 @@ class FeedForward(nn.Module):
     """W2 act(W1 x), or gated: W2 (act(W1 x) * V x) (Shazeer 2020), with V below W1 in one matrix.
 
     Vaswani et al. 2017, section 3.3, with GELU (Hendrycks and Gimpel 2016) for BERT; GeGLU for
-    ModernBERT.
+    ModernBERT. T5 drops out what the activation gives (Raffel et al. 2020, section 2.1).
     """
 
     def __init__(
@@ -169,20 +169,22 @@ class FeedForward(nn.Module):
         activation: Activation,
         gated: bool,
         bias: bool,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.up = nn.Linear(size, intermediate_size * (2 if gated else 1), bias=bias)
         self.down = nn.Linear(intermediate_size, size, bias=bias)
         self.activation = activation
         self.gated = gated
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)  # (N, F) or (N, 2F)
         act = _ACTIVATIONS[self.activation]
         if self.gated:
             x, gate = x.chunk(2, dim=-1)  # (N, F) each
-            return self.down(act(x) * gate)
-        return self.down(act(x))
+            return self.down(self.dropout(act(x) * gate))
+        return self.down(self.dropout(act(x)))
 
 
 class LanguageModelHead(nn.Module):
@@ -228,7 +230,10 @@ def round_up(hidden: Tensor) -> Tensor:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of -log softmax(h E' + b)[target]; the gradients are made in the forward pass.
+    """Sum of -w q' log softmax(h E' + b); the gradients are made in the forward pass.
+
+    w is a row's weight; q is e / V everywhere and 1 - e more at the target, e being the label
+    smoothing.
 
     The scores of a chunk of rows become probabilities and then the gradient, so memory is that of
     one chunk whatever M and V are. All is in the dtype of `hidden`; in bfloat16 a probability, and
@@ -237,7 +242,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx, hidden: Tensor, embedding: Tensor, bias: Tensor | None, targets: Tensor
+        ctx,
+        hidden: Tensor,
+        embedding: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor | None,
+        smoothing: float,
     ) -> Tensor:
         dtype = hidden.dtype
         weight = embedding.to(dtype)
@@ -250,10 +261,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for i in range(0, hidden.shape[0], rows):  # few and large: each adds a (V, D) matrix
             h, target = hidden[i : i + rows], targets[i : i + rows]
             row = torch.arange(len(target), device=target.device)
-            p = torch.softmax(F.linear(h, weight, offset), dim=-1)  # (rows, V)
-            total -= p[row, target].float().clamp_min_(1e-37).log_().sum()
-            p[row, target] -= 1  # from here on, the gradient of the scores
+            scores = F.linear(h, weight, offset)
+            p = torch.softmax(scores, dim=-1)  # (rows, V)
+            losses = p[row, target].float().clamp_min_(1e-37).log_().neg_()
+            if smoothing:
+                mean = scores[: len(target)].mean(1, dtype=torch.float32)
+                losses += smoothing * (scores[row, target].float() - mean)
+                p -= smoothing / weight.shape[0]
+            p[row, target] -= 1 - smoothing  # from here on, the gradient of the scores
             p[len(target) :] = 0
+            if weights is not None:
+                losses *= weights[i : i + rows]
+                p[: len(target)] *= weights[i : i + rows, None].to(dtype)
+            total += losses.sum()
             torch.mm(p, weight, out=d_hidden[i : i + rows])
             d_weight += p.t() @ h
             if d_bias is not None:
@@ -270,12 +290,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("the gradients were made once and are given away once")
         ctx.spent = True
         d_bias = None if d_bias is None else d_bias.mul_(scale)
-        return d_hidden * scale.to(d_hidden.dtype), d_weight.mul_(scale), d_bias, None
+        return d_hidden * scale.to(d_hidden.dtype), d_weight.mul_(scale), d_bias, None, None, None
 
 
 @uncompiled  # it makes its gradients itself
 def linear_cross_entropy(
-    hidden: Tensor, embedding: Tensor, bias: Tensor | None, targets: Tensor
+    hidden: Tensor,
+    embedding: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Summed cross-entropy of a linear layer's scores.
 
@@ -284,6 +310,9 @@ def linear_cross_entropy(
         embedding: (V, D).
         bias: (V), or None.
         targets: (M) int64.
+        weights: (M) float32 of each row's loss; None for 1.
+        label_smoothing: e, the share of the target's probability that is spread evenly over the
+            vocabulary (Szegedy et al. 2016, section 7).
 
     Returns:
         () float32, the sum over the M rows, in nats.
@@ -291,9 +320,15 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():
         total = hidden.new_zeros((), dtype=torch.float32)
         rows = max(1, _CHUNK_ELEMENTS // embedding.shape[0])
-        for h, target in zip(hidden[: len(targets)].split(rows), targets.split(rows), strict=True):
-            offset = None if bias is None else bias.to(h.dtype)
+        offset = None if bias is None else bias.to(hidden.dtype)
+        for i in range(0, len(targets), rows):
+            h, target = hidden[: len(targets)][i : i + rows], targets[i : i + rows]
             scores = F.linear(h, embedding.to(h.dtype), offset).float()
-            total += F.cross_entropy(scores, target, reduction="sum")
+            losses = F.cross_entropy(
+                scores, target, reduction="none", label_smoothing=label_smoothing
+            )
+            total += (losses if weights is None else losses * weights[i : i + rows]).sum()
         return total
-    return _LinearCrossEntropy.apply(hidden, embedding, bias, targets)  # type: ignore[return-value]
+    return _LinearCrossEntropy.apply(  # type: ignore[return-value]
+        hidden, embedding, bias, targets, weights, label_smoothing
+    )

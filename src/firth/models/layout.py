@@ -51,6 +51,8 @@ class Tile:
     """The same object in self-attention."""
     prefix: Tensor | None = None
     """(count) tokens of each sequence that all its tokens may see, whatever the mask."""
+    whole: bool = False
+    """Whether the prefix of each sequence is the sequence."""
 
     @property
     def own(self) -> bool:
@@ -89,6 +91,9 @@ class Layout:
         classes = _classes(lengths)
         if keys is not None:
             classes = classes * 4096 + _classes(keys.diff())
+        extent = None if prefix is None else _extent(prefix.to(lengths.device), lengths)
+        if extent is not None:
+            classes = classes * 3 + extent
         order = torch.argsort(classes, stable=True)
         counts = torch.unique_consecutive(classes[order], return_counts=True)[1].tolist()
         tiles = []
@@ -101,8 +106,7 @@ class Layout:
             for part in members.sort().values.split(tile):
                 queries = _slots(starts, part, long, device)
                 beside = queries if keys is None else _slots(keys, part, long_keys, device)
-                own = None if prefix is None else prefix[part.to(prefix.device)].to(device)
-                tiles.append(Tile(queries, beside, own))
+                tiles.append(Tile(queries, beside, *_prefix(prefix, extent, part, device)))
         return Layout(tuple(tiles), int(starts[-1]), positions_of(starts, device))
 
 
@@ -113,6 +117,25 @@ def positions_of(starts: Tensor, device: torch.device) -> Tensor:
     positions[:num_tokens] = torch.arange(num_tokens)
     positions[:num_tokens] -= starts[:-1].repeat_interleave(starts.diff())
     return positions.to(device)
+
+
+_NONE, _SOME, _ALL = 0, 1, 2
+
+
+def _extent(prefix: Tensor, lengths: Tensor) -> Tensor:
+    """(B) whether prefixes make no difference to a causal mask, some, or undo it."""
+    some = torch.where(prefix > 1, _SOME, _NONE)
+    return torch.where(prefix >= lengths.clamp_min(2), _ALL, some)
+
+
+def _prefix(
+    prefix: Tensor | None, extent: Tensor | None, part: Tensor, device: torch.device
+) -> tuple[Tensor | None, bool]:
+    """What a tile of these sequences, of one extent, is told of prefixes."""
+    if prefix is None or extent is None or extent[part[0]] == _NONE:
+        return None, False
+    whole = bool(extent[part[0]] == _ALL)
+    return None if whole else prefix[part.to(prefix.device)].to(device), whole
 
 
 def _classes(lengths: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
-"""Where a token stands: rotary positions turn queries and keys, sinusoids add to embeddings."""
+"""Where a token stands: rotary positions turn queries and keys, sinusoids add to embeddings, and
+T5's distances add to scores."""
+
+import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from firth.device import uncompiled
 
@@ -59,12 +62,64 @@ def rotate(columns: Tensor, tables: tuple[Tensor, Tensor], count: int) -> Tensor
     return _Rotate.apply(columns, *tables, count)  # type: ignore[return-value]
 
 
-def sinusoids(length: int, size: int) -> Tensor:
-    """(length, size) sinusoidal positions (Vaswani et al. 2017, section 3.5).
+def sinusoids(positions: Tensor, size: int) -> Tensor:
+    """(N, D) float32 sinusoidal positions (Vaswani et al. 2017, section 3.5).
 
     PE(m, 2i) = sin(m / 10000^(2i / D)), PE(m, 2i + 1) = cos(m / 10000^(2i / D)).
     """
-    place = torch.arange(length, dtype=torch.float32)[:, None]
-    frequencies = 10_000.0 ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
-    angles = place * frequencies  # (length, D/2)
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :size]
+    pairs = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[:, None].float() * 10_000.0 ** (-pairs / size)  # (N, D/2)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def distance_buckets(
+    distances: Tensor, *, num_buckets: int, max_distance: int, both_sides: bool
+) -> Tensor:
+    """The bucket of each distance key - query (Raffel et al. 2020, section 2.1).
+
+    Of n buckets the first n/2 hold one distance each; the others grow logarithmically up to
+    `max_distance`, and the last holds all beyond. With `both_sides` half of the buckets are for
+    keys after the query; without, such keys fall into the bucket of distance 0 (they are masked).
+
+    Args:
+        distances: int64 of any shape.
+        num_buckets: of both sides together.
+        max_distance: from here on all distances share a bucket.
+        both_sides: whether keys may stand after the query.
+
+    Returns:
+        int64 of the same shape, from 0 to num_buckets - 1.
+    """
+    offset = torch.zeros_like(distances)
+    if both_sides:
+        num_buckets //= 2
+        offset = (distances > 0) * num_buckets
+        back = distances.abs()
+    else:
+        back = (-distances).clamp_min(0)
+    exact = num_buckets // 2
+    share = (back.clamp_min(1).float() / exact).log() / math.log(max_distance / exact)
+    far = (exact + (share * (num_buckets - exact)).long()).clamp_max(num_buckets - 1)
+    return offset + torch.where(back < exact, back, far)
+
+
+class DistanceBias(nn.Module):
+    """What is added to each head's scores by the distance of key and query (T5)."""
+
+    def __init__(
+        self, num_heads: int, *, num_buckets: int, max_distance: int, both_sides: bool
+    ) -> None:
+        super().__init__()
+        self.values = nn.Embedding(num_buckets, num_heads)
+        self.max_distance, self.both_sides = max_distance, both_sides
+
+    def forward(self, longest: int) -> Tensor:
+        """(H, 2T-1) for distances from -(T-1) to T-1, T being the longest sequence."""
+        device = self.values.weight.device
+        buckets = distance_buckets(
+            torch.arange(1 - longest, longest, device=device),
+            num_buckets=self.values.num_embeddings,
+            max_distance=self.max_distance,
+            both_sides=self.both_sides,
+        )
+        return self.values(buckets).t()

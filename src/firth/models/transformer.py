@@ -1,5 +1,8 @@
 """Transformer layers: self-attention, cross-attention, norms after (2017) or before (2020) each."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -68,6 +71,18 @@ class SelfAttention(nn.Module):
         return self.out(attended.flatten(1))
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a decoder attends to beside itself."""
+
+    states: Tensor
+    """(R_k, D) states of the source sequences."""
+    positions: Tensor
+    """(N_k) of their tokens, 0 where a sequence begins."""
+    layout: Layout
+    """Of the decoder's sequences and theirs."""
+
+
 class CrossAttention(nn.Module):
     """Attention to another sequence (Vaswani et al. 2017, section 3.2.3)."""
 
@@ -94,11 +109,19 @@ class CrossAttention(nn.Module):
         """(R_k, D) states of the other sequences as keys and values, (R_k, 2H, K)."""
         return self.kv(memory).view(len(memory), -1, self.head_size)
 
-    def forward(self, x: Tensor, remembered: Tensor, layout: Layout) -> Tensor:
-        """(R, D) states and what `remember` gave to (R, D)."""
+    def forward(
+        self, x: Tensor, memory: Memory | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """(R, D) to (R, D); a cache holds the memory's keys and values from its first use on."""
         q = self.q(x).view(len(x), -1, self.head_size)  # (R, H, K)
-        attended = attend(q, layout, _scores(self, Mask()), memory=remembered)
-        return self.out(attended.flatten(1))
+        how = _scores(self, Mask())
+        if memory is None:
+            assert cache is not None
+            return self.out(cache.attend_source(q, how).flatten(1))
+        beside = self.remember(memory.states)
+        if cache is not None:
+            cache.hold_source(beside, memory.positions)
+        return self.out(attend(q, memory.layout, how, memory=beside).flatten(1))
 
 
 def _scores(attention: SelfAttention | CrossAttention, mask: Mask) -> Scores:
@@ -113,7 +136,9 @@ def _scores(attention: SelfAttention | CrossAttention, mask: Mask) -> Scores:
 
 
 class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each with a residual connection and a norm.
+    """Self-attention, in decoders of a source cross-attention, and a feed-forward layer.
+
+    Each stands in a residual connection with a norm:
 
     post: x = norm(x + sublayer(x))   Vaswani et al. 2017, section 3.1
     pre:  x = x + sublayer(norm(x))   Xiong et al. 2020, figure 1b
@@ -128,12 +153,13 @@ class Block(nn.Module):
         feed_forward_norm: nn.Module,
         placement: NormPlacement,
         dropout: float,
+        cross: CrossAttention | None = None,
+        cross_norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.attention = attention
-        self.feed_forward = feed_forward
-        self.attention_norm = attention_norm
-        self.feed_forward_norm = feed_forward_norm
+        self.attention, self.attention_norm = attention, attention_norm
+        self.cross, self.cross_norm = cross, cross_norm
+        self.feed_forward, self.feed_forward_norm = feed_forward, feed_forward_norm
         self.placement = placement
         self.dropout = Dropout(dropout)
 
@@ -142,16 +168,26 @@ class Block(nn.Module):
         x: Tensor,
         layout: Layout,
         rotary: tuple[Tensor, Tensor] | None = None,
+        *,
+        distances: Tensor | None = None,
+        memory: Memory | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """(R, D) to (R, D)."""
+
+        def attention(y: Tensor) -> Tensor:
+            return self.attention(y, layout, rotary, distances=distances, cache=cache)
+
+        x = self._around(attention, self.attention_norm, x)
+        if self.cross is not None:
+            assert self.cross_norm is not None
+            x = self._around(partial(self.cross, memory=memory, cache=cache), self.cross_norm, x)
+        return self._around(self.feed_forward, self.feed_forward_norm, x)
+
+    def _around(self, sublayer: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor) -> Tensor:
         if self.placement == "post":
-            x = self.attention_norm(
-                self.dropout.add(x, self.attention(x, layout, rotary, cache=cache))
-            )
-            return self.feed_forward_norm(self.dropout.add(x, self.feed_forward(x)))
-        x = self.dropout.add(x, self.attention(self.attention_norm(x), layout, rotary, cache=cache))
-        return self.dropout.add(x, self.feed_forward(self.feed_forward_norm(x)))
+            return norm(self.dropout.add(x, sublayer(x)))
+        return self.dropout.add(x, sublayer(norm(x)))
 
 
 def parameters_by_depth(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from firth.objectives.prediction import cross_entropy
 from firth.protocols import Batch, Loss, Sequences
 
 
@@ -19,6 +20,8 @@ class CausalLM:
 
     predicts: ClassVar[str] = "of the next token"
     """What its perplexity is about."""
+    spare: ClassVar[int] = 0
+    """Tokens that it adds to each sequence."""
 
     def for_validation(self) -> "CausalLM":
         """The same objective."""
@@ -41,7 +44,4 @@ class CausalLM:
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Cross-entropy at the predicted positions."""
-        assert batch.predict_at is not None
-        assert batch.targets is not None
-        hidden = model(batch).last.index_select(0, batch.predict_at)  # (M, D)
-        return Loss(model.prediction_loss(hidden, batch.targets), batch.num_predictions)
+        return cross_entropy(model, batch)

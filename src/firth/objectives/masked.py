@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
 from firth.errors import ConfigError
+from firth.objectives.spans import runs_of, word_order_by_spans
 from firth.protocols import ABSENT, Batch, Loss, Sequences, Vocabulary
+
+Units = Literal["token", "word", "span"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +20,17 @@ class MaskedLM:
 
     In each sequence of n tokens, max(1, round(rate n)) are chosen anew at every visit; of these
     80 % become the mask token, 10 % a random token and 10 % stay. The loss is the cross-entropy at
-    the chosen positions. With `whole_words` the units chosen are words, as the tokenizer's
-    pre-tokenizer cuts them: they are taken in random order, skipping any that no longer fits
-    (google-research/bert, `create_pretraining_data.py`).
+    the chosen positions. What is chosen together is a matter of `units`:
 
-    Departures: random tokens are never special tokens.
+    token: any tokens.
+    word:  words, as the tokenizer's pre-tokenizer cuts them, in random order, skipping any that no
+           longer fits (google-research/bert, `create_pretraining_data.py`, whole-word masking).
+    span:  spans of 1 to 10 words, 3.8 on average, one after another until the share is reached; all
+           tokens of a span become the mask token, or random ones, or stay (Joshi et al. 2020,
+           section 3.1). Spans that touch are one.
+
+    Departures: random tokens are never special tokens; the last span ends with a word rather than
+    within it, and skips a word that no longer fits.
     """
 
     rate: float = 0.15
@@ -30,7 +39,7 @@ class MaskedLM:
     """If set, the rate moves to this value, linearly over the run (Ankner et al. 2024)."""
     mask_share: float = 0.8
     random_share: float = 0.1
-    whole_words: bool = False
+    units: Units = "token"
 
     def __post_init__(self) -> None:
         for name in ("rate", "final_rate", "mask_share", "random_share"):
@@ -42,6 +51,8 @@ class MaskedLM:
 
     predicts: ClassVar[str] = "at masked positions"
     """What its perplexity is about."""
+    spare: ClassVar[int] = 0
+    """Tokens that it adds to each sequence."""
 
     def for_validation(self) -> "MaskedLM":
         """Masks 15 % whatever the training rate, so that runs compare."""
@@ -62,9 +73,11 @@ class MaskedLM:
             )
         ids = sequences.ids.copy()
         rate = self.rate_at(sequences.progress)
-        chosen = choose_positions(sequences, rate, rng, whole_words=self.whole_words)
+        chosen = choose_positions(sequences, rate, rng, units=self.units)
         targets = ids[chosen]
         draw = rng.random(len(chosen))
+        if self.units == "span":
+            draw = draw[runs_of(chosen)]
         masked = draw < self.mask_share
         random = ~masked & (draw < self.mask_share + self.random_share)
         ids[chosen[masked]] = sequences.vocabulary.mask
@@ -92,7 +105,7 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def choose_positions(
-    sequences: Sequences, rate: float, rng: np.random.Generator, *, whole_words: bool
+    sequences: Sequences, rate: float, rng: np.random.Generator, *, units: Units
 ) -> np.ndarray:
     """Positions to predict: about `rate` of each sequence's ordinary tokens, sorted.
 
@@ -105,30 +118,34 @@ def choose_positions(
     owner = owner[ordinary]
     wanted = np.bincount(owner, minlength=len(lengths)) * rate
     wanted = np.where(wanted > 0, np.maximum(1, np.round(wanted)), 0).astype(np.int64)
-    opens = np.ones(len(ordinary), dtype=bool)
-    if whole_words:
-        opens = sequences.opens_word[ordinary].copy()
-        opens[0:1] = True
-        # A word ends at a special token and at the end of its sequence.
-        opens[1:] |= (np.diff(ordinary) > 1) | (np.diff(owner) > 0)
-    unit = np.cumsum(opens) - 1  # unit of each ordinary token
-    sizes = np.bincount(unit)
-    taken = _take_units(owner[opens], sizes, wanted, rng)
-    return ordinary[taken[unit]]
+    if units == "token":
+        taken = _take_units(owner, np.ones_like(owner), wanted, rng.random(len(owner)))
+        return ordinary[taken]
+    # A word ends at a special token and at the end of its sequence.
+    breaks = (np.diff(ordinary, prepend=-2) > 1) | (np.diff(owner, prepend=-1) > 0)
+    opens = sequences.opens_word[ordinary] | breaks
+    word = np.cumsum(opens) - 1  # of each ordinary token
+    if units == "word":
+        order = rng.random(int(opens.sum()))
+    else:
+        stretch = np.cumsum(breaks)[opens] - 1
+        order = word_order_by_spans(owner[opens], stretch, wanted, rng)
+    taken = _take_units(owner[opens], np.bincount(word), wanted, order)
+    return ordinary[taken[word]]
 
 
 def _take_units(
-    owner: np.ndarray, sizes: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
+    owner: np.ndarray, sizes: np.ndarray, wanted: np.ndarray, order: np.ndarray
 ) -> np.ndarray:
-    """Which units are taken when each sequence fills its quota in random order."""
+    """Which units are taken when each sequence fills its quota, smaller `order` first."""
     taken = np.zeros(len(sizes), dtype=bool)
-    order = np.lexsort((rng.random(len(sizes)), owner))
+    rest = np.lexsort((order, owner))
     left = wanted.copy()
     while True:
-        order = order[sizes[order] <= left[owner[order]]]  # too long now is too long for good
-        if not len(order):
+        rest = rest[sizes[rest] <= left[owner[rest]]]  # too long now is too long for good
+        if not len(rest):
             return taken
-        who, size = owner[order], sizes[order]
+        who, size = owner[rest], sizes[rest]
         first = np.flatnonzero(np.append(True, who[1:] != who[:-1]))
         repeats = np.diff(np.append(first, len(who)))
         within = np.cumsum(size)
@@ -137,6 +154,6 @@ def _take_units(
         # Only those before the first that does not fit: what follows may fit beside fewer.
         blocked = np.cumsum(~fits)
         accepted = blocked == np.repeat((blocked - ~fits)[first], repeats)
-        taken[order[accepted]] = True
+        taken[rest[accepted]] = True
         left -= np.bincount(who[accepted], weights=size[accepted], minlength=len(left)).astype(int)
-        order = order[~accepted]
+        rest = rest[~accepted]

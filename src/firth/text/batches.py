@@ -50,12 +50,19 @@ def cut_documents(starts: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndar
     return begin, np.minimum(begin + longest, starts[document + 1])
 
 
+def steps_in(total: int, budget: int, longest: int) -> int:
+    """Stretches of at most `budget` tokens that `total` is cut into, each so long that a sequence
+    begins in it, as none is longer than `longest`.
+    """
+    return max(1, min(-(-total // budget), total // longest))
+
+
 class PackedSequences:
     """Document pieces with their special tokens, drawn up to a token budget.
 
-    The batches of an epoch partition the corpus: batch b holds the pieces that begin in
-    [b, b+1) budgets of the epoch's shuffled order. So every epoch has the same number of batches,
-    no token is lost and none is seen twice. Inside a batch sequences are sorted by length, which
+    The batches of an epoch partition the corpus: its shuffled order is cut into stretches of equal
+    length, at most a budget, and batch b holds the pieces that begin in stretch b. So every epoch
+    has the same number of batches, no token is lost and none is seen twice. Inside a batch sequences are sorted by length, which
     lets attention work on contiguous groups.
     """
 
@@ -98,8 +105,10 @@ class PackedSequences:
         self.documents = np.searchsorted(starts, self.begin, side="right") - 1
         self.source, self.vocabulary = source, vocabulary
         self.batch_tokens, self.seed, self.shuffle = batch_tokens, seed, shuffle
-        self.tokens_per_epoch = int((self.end - self.begin).sum()) + 2 * len(self.begin)
-        self.steps_per_epoch = -(-self.tokens_per_epoch // batch_tokens)
+        self.added = 2 + spare
+        self.tokens_per_epoch = int((self.end - self.begin + self.added).sum())
+        longest = int((self.end - self.begin).max()) + 2
+        self.steps_per_epoch = steps_in(self.tokens_per_epoch, batch_tokens, longest)
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def sequences(self, step: int, progress: float = 0.0) -> Sequences:
@@ -128,8 +137,8 @@ class PackedSequences:
         """Which pieces a step holds, the shortest first."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order, first = self._order(epoch)
-        budget = self.batch_tokens
-        low, high = np.searchsorted(first, [place * budget, (place + 1) * budget])
+        stretch = self.tokens_per_epoch / self.steps_per_epoch
+        low, high = np.searchsorted(first, [place * stretch, (place + 1) * stretch])
         pieces = order[low:high]
         return pieces[np.argsort((self.end - self.begin)[pieces], kind="stable")]
 
@@ -140,7 +149,7 @@ class PackedSequences:
             order = np.arange(len(self.begin))
             if self.shuffle:
                 order = random_stream(self.seed, _ORDER, epoch).permutation(order)
-            lengths = (self.end - self.begin)[order] + 2
+            lengths = (self.end - self.begin)[order] + self.added
             # Two epochs: loader threads may look past the end of the current one.
             kept = dict(list(self._orders.items())[-1:])
             self._orders = {**kept, epoch: (order, np.cumsum(lengths) - lengths)}

@@ -39,6 +39,8 @@ WORD_COVERAGE = 0.8
 BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROBERTA_TOKENS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
 """Special tokens by role, in the order of their ids."""
+SENTINEL = "<extra_id_{}>"
+"""T5's name for the token that stands for the n-th stretch taken out of a text."""
 
 
 def train_backend(
@@ -50,15 +52,17 @@ def train_backend(
     strip_accents: bool,
     max_bytes: int,
     min_frequency: int,
+    sentinels: int,
 ) -> Tokenizer:
     """Trains a tokenizer; see `firth.text.tokenizers.Tokenizer.train`."""
     if kind not in KINDS:
         raise ConfigError(f"no tokenizer of kind {kind!r}; {suggest(kind, KINDS)}")
     parts = KINDS[kind]
-    if vocab_size < parts.smallest:
+    if vocab_size < parts.smallest + sentinels:
         raise ConfigError(
-            f"vocab_size is {vocab_size}; kind {kind!r} needs at least {parts.smallest}"
+            f"vocab_size is {vocab_size}; kind {kind!r} needs at least {parts.smallest + sentinels}"
         )
+    vocab_size -= sentinels
     sample = sample_documents(documents, max_bytes)
     if not any(map(str.strip, sample)):
         raise DataError("there is no text to train a tokenizer on; check the corpus")
@@ -74,7 +78,7 @@ def train_backend(
         vocab_size=vocab_size, special_tokens=first, show_progress=False, **frequency
     )
     learner.train_from_iterator(sample, trainer)
-    return _finish(kind, learner, normalizer)
+    return _finish(kind, learner, normalizer, sentinels)
 
 
 def sample_documents(documents: Iterable[str], max_bytes: int) -> list[str]:
@@ -163,8 +167,8 @@ def _assemble(parts: Kind, model: Any, normalizer: Any) -> Tokenizer:
     return backend
 
 
-def _finish(kind: str, learner: Tokenizer, normalizer: Any) -> Tokenizer:
-    """The tokenizer with what was learned, and with special tokens."""
+def _finish(kind: str, learner: Tokenizer, normalizer: Any, sentinels: int) -> Tokenizer:
+    """The tokenizer with what was learned, and with special tokens; sentinels have the last ids."""
     parts, model = KINDS[kind], learner.model
     if kind == "wordpiece":
         model = parts.model(learner.get_vocab())
@@ -176,6 +180,7 @@ def _finish(kind: str, learner: Tokenizer, normalizer: Any) -> Tokenizer:
     backend.add_special_tokens(
         [AddedToken(token, lstrip=token == "<mask>") for token in parts.special.values()]
     )
+    backend.add_special_tokens([AddedToken(SENTINEL.format(i)) for i in range(sentinels)])
     backend.post_processor = _post_processor(kind, backend, parts.special)
     return backend
 

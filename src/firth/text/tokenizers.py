@@ -21,32 +21,13 @@ from tokenizers import Tokenizer as Backend
 from firth.atomic import write_text
 from firth.errors import CheckpointError, ConfigError, DataError
 from firth.protocols import ABSENT, Encoding, Text, Vocabulary
+from firth.text.special_tokens import CONFIG_FILE, ROLES, find_vocabulary
 from firth.text.tokenizer_training import train_backend
 from firth.text.word_cache import WordCache
 
 TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 INPUT_NAMES = ["input_ids", "token_type_ids", "attention_mask"]
-
-ROLES = {
-    "pad": ("pad_token",),
-    "unknown": ("unk_token",),
-    "first": ("cls_token", "bos_token"),
-    "last": ("sep_token", "eos_token"),
-    "mask": ("mask_token",),
-}
-"""The keys of a tokenizer_config.json that may name each special token of a `Vocabulary`."""
-WELL_KNOWN = {
-    "pad": ("[PAD]", "<pad>"),
-    "unknown": ("[UNK]", "<unk>"),
-    "first": ("[CLS]", "<s>", "<cls>", "<|endoftext|>", "<|begin_of_text|>"),
-    "last": ("[SEP]", "</s>", "<sep>", "<|endoftext|>", "<|end_of_text|>"),
-    "mask": ("[MASK]", "<mask>"),
-}
-"""Names looked for where no file says."""
-NEEDED = ("first", "last")
-"""Roles that every model needs; the vocabularies of decoders often have no others."""
 
 T = TypeVar("T")
 
@@ -75,7 +56,7 @@ class Tokenizer:
             self._backend = Backend.from_str(self._json)
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
-        self._vocabulary = _vocabulary(self._backend, config or {}, where)
+        self._vocabulary = find_vocabulary(self._backend, config or {}, where)
         self._config = self._plain_config() if config is None else config
 
     @classmethod
@@ -89,6 +70,7 @@ class Tokenizer:
         strip_accents: bool = False,
         max_bytes: int = 1_000_000_000,
         min_frequency: int = 2,
+        sentinels: int = 0,
     ) -> "Tokenizer":
         """Learns a vocabulary from documents.
 
@@ -103,6 +85,7 @@ class Tokenizer:
             strip_accents: drop all combining marks. Beware: in many scripts they are vowels.
             max_bytes: most text to learn from; of more, documents spread evenly over all are taken.
             min_frequency: how often something must be seen to get an entry.
+            sentinels: entries for tokens that stand for what is taken out of a text, as in T5.
 
         Raises:
             ConfigError: if `kind` is unknown or `vocab_size` too small for it.
@@ -116,6 +99,7 @@ class Tokenizer:
             strip_accents=strip_accents,
             max_bytes=max_bytes,
             min_frequency=min_frequency,
+            sentinels=sentinels,
         )
         return cls(backend.to_str())
 
@@ -357,33 +341,6 @@ def _words_at(offsets: np.ndarray, line: str, words: Sequence[str]) -> np.ndarra
             start += 1
         visible.append(start)
     return np.searchsorted(word_starts, np.array(visible, np.int64), side="right") - 1
-
-
-def _vocabulary(backend: Backend, config: dict[str, Any], where: object) -> Vocabulary:
-    ids: dict[str, int] = {}
-    for role, keys in ROLES.items():
-        names = [*(_content(config.get(key)) for key in keys), *WELL_KNOWN[role]]
-        found = [backend.token_to_id(name) for name in names if name]
-        known = [index for index in found if index is not None]
-        ids.update({role: known[0]} if known else {})
-    if missing := [role for role in NEEDED if role not in ids]:
-        names = "; ".join(f"{role}: {' or '.join(WELL_KNOWN[role])}" for role in missing)
-        key, name = ROLES[missing[0]][0], WELL_KNOWN[missing[0]][0]
-        raise CheckpointError(
-            f"{where}: no special token found for {', '.join(missing)} (usual names: {names}); "
-            f'name it in {CONFIG_FILE}, for instance "{key}": "{name}", or add it to the tokenizer'
-        )
-    added = backend.get_added_tokens_decoder()
-    ids = {role: ids.get(role, ABSENT) for role in ROLES}
-    special = {index for index, token in added.items() if token.special} | set(ids.values()) - {
-        ABSENT
-    }
-    size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-    return Vocabulary(size=size, special=tuple(sorted(special)), **ids)
-
-
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Muon:
     """Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for everything else.
 
     Muon's update is the momentum matrix made orthogonal by five Newton-Schulz steps. Embeddings,
-    an output matrix of its own, the vocabulary's bias, norms and biases go to `rest`.
+    an output matrix of its own, tables of distances, biases and norms go to `rest`.
     """
 
     lr: float = 0.01
@@ -53,8 +53,11 @@ class Muon:
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
         """See `AdamW.build`."""
         named = [(name, p) for name, p in parameters if p.requires_grad]
+        tables = ("embeddings.", "distances.")
         matrices = [
-            p for n, p in named if p.ndim == 2 and "embeddings" not in n and n != "head.weight"
+            p
+            for n, p in named
+            if p.ndim == 2 and n != "head.weight" and not any(table in n for table in tables)
         ]
         chosen = {id(p) for p in matrices}
         rest = self.rest.build((name, p) for name, p in named if id(p) not in chosen)

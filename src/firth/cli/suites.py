@@ -1,0 +1,59 @@
+"""`firth evaluate --suite`: a language model's accuracy on minimal pairs, beside its baselines."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from firth.api import LanguageModel, load
+from firth.cli.options import print_rows
+from firth.errors import ConfigError
+from firth.protocols import Report
+
+
+def evaluate_suite(options: Any) -> None:
+    """Runs the verb for the options of `evaluate` that have a suite."""
+    model = load(options.model, device=options.device)
+    if not isinstance(model, LanguageModel):
+        raise ConfigError(
+            f"{options.model} is an adapted model; give the run it came from, or leave --suite out"
+        )
+    report = model.minimal_pairs(
+        options.file, suite=options.suite, limit=options.limit, within_word=options.within_word
+    )
+    if options.json:
+        print_report(report)
+        return
+    print_rows(_table(report), as_json=False)
+    print(f"method\t{report.details['method']}")
+    if options.limit is not None:
+        print(f"limit\tfirst {options.limit} pairs of each paradigm: a quick look, not a result")
+
+
+def print_report(report: Report) -> None:
+    """A report as one JSON object."""
+    counted = {"num_examples": report.num_examples, "main": report.main}
+    print(json.dumps({**report.metrics, **counted, "details": report.details}, ensure_ascii=False))
+
+
+def _table(report: Report) -> Iterator[dict[str, Any]]:
+    """A heading, a row for each field, and the means over paradigms."""
+    paradigms, baselines = report.details["paradigms"].values(), report.details["baselines"]
+    numbers = Counter(one["field"] for one in paradigms)
+    sizes = Counter({field: 0 for field in numbers})
+    for one in paradigms:
+        sizes[one["field"]] += one["pairs"]
+    heading = ("field", "paradigms", "pairs", "model", *baselines)
+    yield dict(zip(heading, heading, strict=True))
+    for field, value in report.details["fields"].items():
+        others = [one["fields"][field] for one in baselines.values()]
+        counts = (field, numbers[field], sizes[field], value)
+        yield dict(zip(heading, (*counts, *others), strict=True))
+    overall = [one["overall"] for one in baselines.values()]
+    counts = ("overall", len(paradigms), report.num_examples, report.metrics["accuracy"])
+    yield dict(zip(heading, (*counts, *overall), strict=True))
+    kept = [one["pairs"] for one in paradigms if not one["permutations"]]
+    others = [one["without_permutations"] for one in baselines.values()]
+    value = report.metrics.get("accuracy_without_permutations")
+    row = ("without permutations", len(kept), sum(kept), value, *others)
+    yield dict(zip(heading, row, strict=True))

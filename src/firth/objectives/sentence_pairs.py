@@ -1,0 +1,208 @@
+"""Sentence pairs: masked LM, and whether the second segment follows the first."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from firth.errors import ConfigError
+from firth.objectives.masked import MaskedLM
+from firth.objectives.spans import ranges
+from firth.protocols import Batch, Loss, Sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePairs:
+    """Masked LM over pairs of segments, and a label for each pair.
+
+        [CLS] A [SEP] B [SEP],   loss = mean of -log P(token) + mean of -log P(label | C)
+
+    with C the pooled state of [CLS]. "Sentence" means any stretch of running text (Devlin et al.
+    2019, section 3). A piece of a document is cut in two at a random word, and
+
+    next:  half of the pieces keep their B (label 0); the others exchange theirs with pieces of
+           other documents (label 1). Devlin et al. 2019, section 3.1, task 2, and appendix A.2.
+    order: half of the pieces keep their order (label 0), in the others A and B change places
+           (label 1). Lan et al. 2020 (ALBERT), section 3.1.
+
+    A pair longer than the longest sequence of its batch loses tokens of the longer segment, each
+    from its front or its back at random (google-research/bert, `truncate_seq_pair`).
+
+    A piece of one word stays whole: [CLS] A [SEP], without a label that counts. Where more than
+    half of a batch is of one document, some pieces find no partner; they keep their B and the label
+    0. Departures: exactly half of a batch (rounded down) is changed, where the programs toss a coin
+    for each pair; B is exchanged within the batch, so no text is seen more often than other text.
+    """
+
+    kind: Literal["next", "order"] = "next"
+    masked: MaskedLM = field(default_factory=MaskedLM)
+    weight: float = 1.0
+    """Of the pairs' loss beside that of the masked tokens."""
+
+    predicts: ClassVar[str] = MaskedLM.predicts
+    """What its perplexity is about."""
+    spare: ClassVar[int] = 1
+    """Tokens that it adds to each sequence: the second [SEP]."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ConfigError(f"SentencePairs.weight is {self.weight}, expected 0 or more")
+
+    def for_validation(self) -> "SentencePairs":
+        """Batches in which the masked tokens alone count, so that perplexities compare."""
+        return replace(self, masked=self.masked.for_validation(), weight=0.0)
+
+    def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
+        """Makes pairs of the pieces, then masks.
+
+        `sequence_targets` (B) are the labels and `sequence_weights` (B) what each counts for: the
+        predictions of the batch shared out evenly among its pairs, times `weight`. So the sum of
+        the losses divided by the number of predictions is the sum of both means.
+
+        Raises:
+            ConfigError: if the documents of the sequences are not known, or none has a mask token.
+        """
+        pairs, segments, labels, whole = pair_up(sequences, self.kind, rng)
+        batch = self.masked.prepare(pairs, rng)
+        share = self.weight * batch.num_predictions / max(1, int((~whole).sum()))
+        weights = np.where(whole, 0.0, share)
+        return replace(
+            batch,
+            segments=torch.from_numpy(segments),
+            sequence_targets=torch.from_numpy(labels),
+            sequence_weights=torch.from_numpy(weights.astype(np.float32)),
+        )
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Both cross-entropies.
+
+        The parts are sums like the total: "masked_lm", "pairs", and "pair_accuracy", which divided
+        by the count is (`weight` times) the share of the labels that are found.
+        """
+        assert batch.predict_at is not None
+        assert batch.targets is not None
+        assert batch.sequence_targets is not None
+        assert batch.sequence_weights is not None
+        hidden = model(batch).last  # (N, D)
+        at = hidden.index_select(0, batch.predict_at)  # (M, D)
+        masked = model.prediction_loss(at, batch.targets)
+        scores = model.pair_logits(hidden, batch.starts).float()  # (B, 2)
+        labels, weights = batch.sequence_targets, batch.sequence_weights
+        pairs = (F.cross_entropy(scores, labels, reduction="none") * weights).sum()
+        right = ((scores.argmax(1) == labels) * weights).sum()
+        parts = {"masked_lm": masked.detach(), "pairs": pairs.detach(), "pair_accuracy": right}
+        return Loss(masked + pairs, batch.num_predictions, parts)
+
+
+def pair_up(
+    sequences: Sequences, kind: Literal["next", "order"], rng: np.random.Generator
+) -> tuple[Sequences, np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts each sequence's piece in two and exchanges or swaps the segments of half of them.
+
+    Args:
+        sequences: B sequences [CLS] piece [SEP], each piece of one document.
+        kind: of the pairs.
+        rng: gives the cuts and the choice.
+
+    Returns:
+        the pairs in order of length, segments (N) int64, labels (B) int64, and whole (B) bool: True
+        where a piece could not be cut.
+    """
+    begin, end = sequences.starts[:-1] + 1, sequences.starts[1:] - 1
+    cut = _cuts(sequences, rng)
+    whole = cut == end
+    a_begin, a_length, b_begin, b_length = begin, cut - begin, cut, end - cut
+    labels = np.zeros(len(begin), dtype=np.int64)
+    if kind == "next":
+        owner = _exchanged(sequences, np.flatnonzero(~whole), rng)
+        labels[owner != np.arange(len(owner))] = 1
+        b_begin, b_length = b_begin[owner], b_length[owner]
+        a_begin, a_length, b_begin, b_length = _truncated(
+            (a_begin, a_length), (b_begin, b_length), int((end - begin).max()), rng
+        )
+    else:
+        labels[_half(np.flatnonzero(~whole), rng)] = 1
+        swap = labels == 1
+        a_begin, b_begin = np.where(swap, cut, begin), np.where(swap, begin, cut)
+        a_length, b_length = np.where(swap, b_length, a_length), np.where(swap, a_length, b_length)
+    one = np.ones_like(begin)
+    lengths = np.stack([one, a_length, one, b_length, np.where(whole, 0, one)], axis=1)  # (B, 5)
+    begins = np.stack([begin - 1, a_begin, end, b_begin, end], axis=1)
+    order = np.argsort(lengths.sum(1), kind="stable")
+    lengths, begins = lengths[order], begins[order]
+    at = ranges(begins.ravel(), lengths.ravel())  # (N) where each token stood
+    pairs = replace(
+        sequences,
+        ids=sequences.ids[at],
+        starts=np.concatenate(([0], np.cumsum(lengths.sum(1)))),
+        opens_word=sequences.opens_word[at],
+        ends_document=None,
+        documents=None,
+    )
+    segments = np.repeat(np.tile([0, 0, 0, 1, 1], len(order)), lengths.ravel())
+    return pairs, segments, labels[order], whole[order]
+
+
+def _cuts(sequences: Sequences, rng: np.random.Generator) -> np.ndarray:
+    """(B) the position of a random word of each piece, not its first; its end if it has no other.
+
+    That word opens B.
+    """
+    starts = sequences.starts
+    inner = sequences.opens_word.copy()
+    inner[starts[:-1]] = inner[starts[1:] - 1] = False
+    inner[starts[:-1] + 1] = False  # the first word of a piece may be one token, or be cut off
+    candidates = np.flatnonzero(inner)
+    first = np.searchsorted(candidates, starts)
+    counts = np.diff(first)
+    cut = starts[1:] - 1
+    some = counts > 0
+    drawn = first[:-1] + (rng.random(len(counts)) * counts).astype(np.int64)
+    cut[some] = candidates[drawn[some]]
+    return cut
+
+
+def _half(which: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Half of them, at random."""
+    return rng.permutation(which)[: len(which) // 2]
+
+
+def _exchanged(sequences: Sequences, cuttable: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(B) whose B each sequence gets: half of those that can be cut get one of another document.
+
+    The chosen ones are lined up by document, and each takes the B of the one that stands as many
+    places further (around the end) as the most frequent document has sequences. That is another
+    document's if none has more than half of them; of one that has, only so many take part.
+    """
+    if sequences.documents is None:
+        raise ConfigError("next-sentence pairs need to know which document each sequence is from")
+    owner = np.arange(len(sequences.starts) - 1)
+    chosen = _half(cuttable, rng)
+    _, document, counts = np.unique(
+        sequences.documents[chosen], return_inverse=True, return_counts=True
+    )
+    too_many = max(0, 2 * int(counts.max(initial=0)) - len(chosen))
+    if too_many:
+        left_out = np.flatnonzero(document == counts.argmax())[:too_many]
+        chosen, document = np.delete(chosen, left_out), np.delete(document, left_out)
+    line = np.argsort(rng.permutation(len(counts))[document], kind="stable")
+    shift = int(np.bincount(document).max(initial=0))
+    owner[chosen[line]] = chosen[np.roll(line, -shift)]
+    return owner
+
+
+def _truncated(
+    a: tuple[np.ndarray, np.ndarray],
+    b: tuple[np.ndarray, np.ndarray],
+    longest: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Begins and lengths of both segments, cut to `longest` tokens together."""
+    (a_begin, a_length), (b_begin, b_length) = a, b
+    a_kept = np.minimum(a_length, np.maximum(longest - longest // 2, longest - b_length))
+    b_kept = np.minimum(b_length, np.maximum(longest // 2, longest - a_length))
+    a_begin = a_begin + rng.binomial(a_length - a_kept, 0.5)
+    b_begin = b_begin + rng.binomial(b_length - b_kept, 0.5)
+    return a_begin, a_kept, b_begin, b_kept

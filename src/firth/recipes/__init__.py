@@ -1,0 +1,39 @@
+"""One function per system: a resolved recipe, citing its paper and listing departures."""
+
+from typing import Any
+
+from firth.config import suggest
+from firth.errors import ConfigError
+from firth.recipes.decoders import gpt, gpt1, gpt2, hybrid
+from firth.recipes.encoder_decoders import t5, transformer
+from firth.recipes.encoders import bert, bert_nsp, modern_bert, roberta, spanbert
+from firth.recipes.settings import DataSettings, Recipe, TokenizerSettings
+
+RECIPES = {
+    "bert": bert,
+    "bert-nsp": bert_nsp,
+    "roberta": roberta,
+    "spanbert": spanbert,
+    "modern-bert": modern_bert,
+    "gpt": gpt,
+    "gpt1": gpt1,
+    "gpt2": gpt2,
+    "hybrid": hybrid,
+    "transformer": transformer,
+    "t5": t5,
+}
+"""Name of a system to its recipe."""
+
+
+def recipe(name: str, **arguments: Any) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; {suggest(name, RECIPES)}")
+    return RECIPES[name](**arguments)
+
+
+__all__ = ["RECIPES", "DataSettings", "Recipe", "TokenizerSettings", "recipe"]

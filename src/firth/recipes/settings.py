@@ -1,0 +1,157 @@
+"""What a pre-training run depends on: the parts of a recipe, and settings laid over them."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from firth.config import merge, nested
+from firth.errors import ConfigError
+from firth.models import BertConfig, ModelConfig
+from firth.objectives import MaskedLM, Objective, SentencePairs, SpanBoundary
+from firth.training import BUDGETS, Training
+
+logger = logging.getLogger(__name__)
+
+Packing = Literal["documents", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """The vocabulary to train on the corpus."""
+
+    kind: Literal["wordpiece", "bpe", "unigram", "word"] = "wordpiece"
+    vocab_size: int = 8192
+    lowercase: bool = False
+    strip_accents: bool = False
+    max_bytes: int = 1_000_000_000
+    """Most text to learn from; of more, documents spread evenly over all are taken."""
+    sentinels: int = 0
+    """Tokens that stand for what is taken out of a text (T5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How the corpus becomes sequences."""
+
+    max_length: int = 128
+    """Longest training sequence in tokens, special tokens included."""
+    packing: Packing = "documents"
+    """A sequence holds text of one document, or ("full") goes on with the next document, behind a
+    separator (Liu et al. 2019, section 4.2, full-sentences)."""
+    valid: float = 0.01
+    """Share of the documents held out, where no validation files are given."""
+    valid_tokens: int = 200_000
+    """Tokens of the held-out text that each validation looks at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a pre-training run depends on, beside its corpus."""
+
+    name: str
+    model: ModelConfig
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    objective: Objective = field(default_factory=MaskedLM)
+    data: DataSettings = field(default_factory=DataSettings)
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        if self.data.max_length > self.model.max_length:
+            raise ConfigError(
+                f"data.max_length {self.data.max_length} is more than the model's window "
+                f"(model.max_length {self.model.max_length})"
+            )
+        if self.training.batch_tokens < self.data.max_length:
+            raise ConfigError(
+                f"training.batch_tokens {self.training.batch_tokens} is less than one sequence "
+                f"(data.max_length {self.data.max_length})"
+            )
+        _check_objective(self)
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence the trained model takes: learned positions must have been trained."""
+        learned = self.model.positions == "learned"
+        return self.data.max_length if learned else self.model.max_length
+
+    def with_settings(self, settings: Mapping[str, Any], *, where: str = "") -> "Recipe":
+        """The recipe with other settings; a budget takes the place of the one before.
+
+        Args:
+            settings: by dotted names, for instance ``{"training.minutes": 20}``, or nested.
+            where: where they come from, for error messages.
+
+        Raises:
+            ConfigError: if a setting does not exist or has a wrong value.
+        """
+        tree = nested(settings)
+        if set(tree.get("training", ())) & set(BUDGETS):
+            tree["training"] = {**dict.fromkeys(BUDGETS), **tree["training"]}
+        changed = merge(self, tree, where=where)
+        for setting, reason in _without_effect(changed, tree):
+            logger.warning("%s%s has no effect: %s", where and f"{where}: ", setting, reason)
+        return changed
+
+    def with_vocabulary(self, size: int) -> "Recipe":
+        """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have."""
+        return replace(
+            self,
+            model=replace(self.model, vocab_size=size),
+            tokenizer=replace(self.tokenizer, vocab_size=size),
+        )
+
+
+def _check_objective(recipe: Recipe) -> None:
+    """Whether the model has the heads that the objective trains, and sequences it can use."""
+    model, objective = recipe.model, recipe.objective
+    encoder = isinstance(model, BertConfig)
+    if isinstance(objective, SpanBoundary) and not (encoder and model.boundary_places):
+        raise ConfigError(
+            "SpanBoundary trains the span boundary head, which this model does not have; set "
+            "model.boundary_places to 15, or start from the recipe spanbert"
+        )
+    if not isinstance(objective, SentencePairs):
+        return
+    if not (encoder and model.pair_head):
+        raise ConfigError(
+            "SentencePairs trains the pair head, which this model does not have; set "
+            "model.pair_head to true, or start from the recipe bert-nsp"
+        )
+    if model.num_segments == 1:
+        raise ConfigError("SentencePairs needs model.num_segments 2 (or 0, for none at all), not 1")
+    if recipe.data.packing == "full":
+        raise ConfigError(
+            "SentencePairs needs sequences of one document each; set data.packing to documents"
+        )
+
+
+def _without_effect(
+    chosen: Recipe, settings: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Those of the settings that the others make idle, each with the reason."""
+    model, objective = chosen.model, chosen.objective
+    rotary = model.positions == "rotary"
+    idle = {"rotary_base": "" if rotary else "positions are learned"}
+    if isinstance(model, BertConfig):
+        windows = model.local_window > 0
+        idle |= {
+            "position_offset": "rotary positions have no table" if rotary else "",
+            "rotary_base_global": idle["rotary_base"],
+            "global_every": "" if windows else "without local_window all layers are global",
+        }
+        if rotary and not windows:
+            idle["rotary_base_global"] = "without local_window every layer has rotary_base"
+        if model.pair_head and not isinstance(objective, SentencePairs):
+            idle["pair_head"] = "only the objective SentencePairs trains it"
+        if model.boundary_places and not isinstance(objective, SpanBoundary):
+            idle["boundary_places"] = "only the objective SpanBoundary trains them"
+    for name, reason in idle.items():
+        if reason and name in settings.get("model", ()):
+            yield f"model.{name}", reason
+    if (
+        isinstance(objective, MaskedLM)
+        and "final_rate" in settings.get("objective", ())
+        and objective.final_rate == objective.rate
+    ):
+        yield "objective.final_rate", "it is the rate at the start"

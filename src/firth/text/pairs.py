@@ -1,0 +1,194 @@
+"""Pairs of texts, a source and its target: read line by line, drawn in batches of like length."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from firth.errors import ConfigError, DataError
+from firth.protocols import Sequences, Vocabulary
+from firth.text.batches import TokenSource, random_stream, steps_in
+from firth.text.files import Statistics, read_text
+
+logger = logging.getLogger(__name__)
+
+_ORDER = 1
+_WINDOW = 50
+"""Batches whose pairs are sorted by length together."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """One side of a parallel corpus as documents, for tokenizers and shards."""
+
+    texts: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def fingerprint(self) -> str:
+        """A hash of all texts."""
+        digest = hashlib.blake2b(digest_size=16)
+        for text in self.texts:
+            digest.update(text.encode())
+            digest.update(b"\0")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ParallelCorpus:
+    """Texts and what they are to become, line by line."""
+
+    source: Lines
+    target: Lines
+
+    @staticmethod
+    def from_files(source: str | Path, target: str | Path) -> "ParallelCorpus":
+        """Two text files (also .gz, .zst) whose lines correspond; pairs with an empty side go.
+
+        Raises:
+            DataError: if a file is missing, or they have unequal numbers of lines.
+        """
+        sides = [_lines(Path(path)) for path in (source, target)]
+        if len(sides[0]) != len(sides[1]):
+            raise DataError(
+                f"{source} has {len(sides[0]):,} lines and {target} has {len(sides[1]):,}; "
+                "expected one line of each for every pair"
+            )
+        pairs = [(a.strip(), b.strip()) for a, b in zip(*sides, strict=True)]
+        kept = [(a, b) for a, b in pairs if a and b]
+        if len(kept) < len(pairs):
+            count = len(pairs) - len(kept)
+            logger.warning("%s and %s: %d pairs with an empty side left out", source, target, count)
+        if not kept:
+            raise DataError(f"{source} and {target} hold no pairs")
+        first, second = zip(*kept, strict=True)
+        return ParallelCorpus(Lines(first), Lines(second))
+
+    def split(self, *, valid: float, seed: int) -> tuple["ParallelCorpus", "ParallelCorpus"]:
+        """Sets a share of the pairs aside, at random."""
+        count = max(1, round(valid * len(self.source.texts)))
+        held = set(np.random.default_rng(seed).permutation(len(self.source.texts))[:count].tolist())
+
+        def part(inside: bool) -> ParallelCorpus:
+            sides = (self.source.texts, self.target.texts)
+            return ParallelCorpus(
+                *(Lines(tuple(t for i, t in enumerate(s) if (i in held) == inside)) for s in sides)
+            )
+
+        return part(False), part(True)
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    text = "".join(read_text(path, "strict", Statistics()))
+    return text.removesuffix("\n").split("\n")
+
+
+class PairedSequences:
+    """Pairs of tokenised texts up to a token budget, of like length together.
+
+    The batches of an epoch partition the pairs: each epoch shuffles, sorts windows of fifty budgets
+    by length, and cuts the order into stretches of equal length, as `PackedSequences` does.
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        target: TokenSource,
+        vocabulary: Vocabulary,
+        *,
+        max_length: int,
+        batch_tokens: int,
+        seed: int,
+    ) -> None:
+        """Pairs the documents of two sources of tokens.
+
+        Args:
+            source: the texts.
+            target: what they become, in the same order.
+            vocabulary: for the special tokens that open and close a sequence.
+            max_length: longest sequence of either side, special tokens included; longer pairs are
+                left out.
+            batch_tokens: the budget of a batch, both sides together.
+            seed: of the order.
+
+        Raises:
+            ConfigError: if a batch could not hold the longest pair.
+            DataError: if no pair is short enough, or the sides differ in number.
+        """
+        if batch_tokens < 2 * max_length:
+            raise ConfigError(
+                f"batch_tokens {batch_tokens} is less than twice max_length {max_length}; a batch "
+                "must hold at least one pair"
+            )
+        self.sides = (source, target)
+        starts = [side.document_starts for side in self.sides]
+        if len(starts[0]) != len(starts[1]):
+            raise DataError(
+                f"{len(starts[0]) - 1} sources and {len(starts[1]) - 1} targets; expected as many"
+            )
+        self.starts = starts
+        lengths = np.stack([np.diff(one) + 2 for one in starts])  # (2, pairs)
+        self.kept = np.flatnonzero(lengths.max(axis=0) <= max_length)
+        if not len(self.kept):
+            raise DataError(f"all pairs are longer than {max_length} tokens (data.max_length)")
+        if left_out := lengths.shape[1] - len(self.kept):
+            logger.warning("%d pairs of more than %d tokens left out", left_out, max_length)
+        self.lengths = lengths
+        self.vocabulary, self.batch_tokens, self.seed = vocabulary, batch_tokens, seed
+        self.tokens_per_epoch = int(lengths[:, self.kept].sum())
+        longest = int(lengths[:, self.kept].sum(axis=0).max())
+        self.steps_per_epoch = steps_in(self.tokens_per_epoch, batch_tokens, longest)
+        self._epochs: dict[int, list[np.ndarray]] = {}
+
+    def sequences(self, step: int, progress: float = 0.0) -> Sequences:
+        """The targets of one step, and their sources."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        chosen = self._batches(epoch)[place]
+        source = self._side(0, chosen, progress, None)
+        return self._side(1, chosen, progress, source)
+
+    def _side(
+        self, side: int, chosen: np.ndarray, progress: float, source: Sequences | None
+    ) -> Sequences:
+        tokens, at = self.sides[side], self.starts[side]
+        parts, opens = [], []
+        first, last = self.vocabulary.first, self.vocabulary.last
+        for pair in chosen.tolist():
+            begin, end = int(at[pair]), int(at[pair + 1])
+            parts.append(np.concatenate([[first], tokens.tokens(begin, end), [last]]))
+            opens.append(np.concatenate([[True], tokens.opens_word(begin, end), [True]]))
+        return Sequences(
+            ids=np.concatenate(parts).astype(np.int64),
+            starts=np.concatenate([[0], np.cumsum(self.lengths[side, chosen])]),
+            opens_word=np.concatenate(opens),
+            vocabulary=self.vocabulary,
+            progress=progress,
+            source=source,
+        )
+
+    def _batches(self, epoch: int) -> Sequence[np.ndarray]:
+        """The pairs of each step of an epoch."""
+        if epoch not in self._epochs:
+            rng = random_stream(self.seed, _ORDER, epoch)
+            order = self._sorted_in_windows(rng.permutation(self.kept))
+            sizes = self.lengths[:, order].sum(axis=0)
+            first, stretch = np.cumsum(sizes) - sizes, self.tokens_per_epoch / self.steps_per_epoch
+            cuts = np.searchsorted(first, np.arange(1, self.steps_per_epoch) * stretch)
+            batches = np.split(order, cuts)
+            # Two epochs: loader threads may look past the end of the current one.
+            kept = dict(list(self._epochs.items())[-1:])
+            shuffled = [batches[i] for i in rng.permutation(len(batches))]
+            self._epochs = {**kept, epoch: shuffled}
+        return self._epochs[epoch]
+
+    def _sorted_in_windows(self, order: np.ndarray) -> np.ndarray:
+        sizes = self.lengths[:, order].sum(axis=0)
+        window = (np.cumsum(sizes) - sizes) // (_WINDOW * self.batch_tokens)
+        source, target = self.lengths[:, order]
+        return order[np.lexsort((source, target, window))]
