@@ -120,9 +120,7 @@ def test_independent_noise_has_its_rate():
 
 def test_too_few_sentinels_are_said():
     with pytest.raises(ConfigError, match="needs .* sentinel tokens and the vocabulary has 100"):
-        SpanCorruption(rate=0.5, mean_length=1).prepare(
-            sequences([300]), np.random.default_rng(0)
-        )
+        SpanCorruption(rate=0.5, mean_length=1).prepare(sequences([300]), np.random.default_rng(0))
 
 
 @settings(max_examples=30, deadline=None)
@@ -202,7 +200,9 @@ def test_hybrid_predicts_what_stood_there(lengths, seed):
     predicted = at[~causal[at]] + 1
     assert set(changed) <= set(predicted)
     assert not np.isin(text.ids[predicted], VOCABULARY.special).any()
-    assert causal[at].sum() == sum(n + 1 for n, p in zip(lengths, batch.prefix, strict=True) if not p)
+    assert causal[at].sum() == sum(
+        n + 1 for n, p in zip(lengths, batch.prefix, strict=True) if not p
+    )
 
 
 def test_hybrid_keeps_its_shares():

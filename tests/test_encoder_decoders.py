@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from firth.inference.forward import Engine
-from firth.inference.generation import Decoding, beam_search, continuations
+from firth.inference.beam_search import beam_search
+from firth.inference.generation import Decoding, continuations
 from firth.interop.huggingface import load_model, save_model
 from firth.models import EncoderDecoder, EncoderDecoderConfig
 from firth.models.positions import distance_buckets, sinusoids
@@ -364,9 +365,9 @@ def test_generation_is_theirs(name, tmp_path):
         assert one.ids == _their_generation(theirs, torch.from_numpy(source))
     for penalty in (1.0, 0.6):
         how = Decoding(max_tokens=12, beams=4, length_penalty=penalty)
-        for source in sources[:3]:
-            best = beam_search(engine, prompts[0], how, last=last, source=source)[0]
+        best = beam_search(engine, prompts[:3], how, last=last, sources=sources[:3])
+        for source, one in zip(sources[:3], best, strict=True):
             expected = _their_generation(
                 theirs, torch.from_numpy(source), num_beams=4, length_penalty=penalty
             )
-            assert best.ids == expected
+            assert one[0].ids == expected

@@ -9,7 +9,8 @@ import torch
 import firth
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.forward import Engine
-from firth.inference.generation import Decoding, beam_search, choose, continuations
+from firth.inference.beam_search import beam_search
+from firth.inference.generation import Decoding, choose, continuations
 from firth.models import GPT
 from firth.protocols import Batch
 from tests.reference import VOCABULARY, transformers
@@ -73,7 +74,7 @@ def test_beam_search_is_that_of_transformers(name, length_penalty, tmp_path):
     model = random_model(SHAPES[name])
     for prompt in PROMPTS:
         how = Decoding(max_tokens=12, beams=4, length_penalty=length_penalty)
-        best, *_ = beam_search(engine_of(model), prompt, how, last=LAST)
+        ((best, *_),) = beam_search(engine_of(model), [prompt], how, last=LAST)
         theirs = their_ids(model, tmp_path, prompt, num_beams=4, length_penalty=length_penalty)
         assert best.ids == theirs
 
@@ -84,7 +85,7 @@ def test_wide_beams_find_the_most_probable_text():
     model = random_model(config)
     engine = engine_of(model)
     how = Decoding(max_tokens=3, beams=300, length_penalty=0.0)
-    best, *_ = beam_search(engine, np.array([5, 3]), how, last=LAST)
+    ((best, *_),) = beam_search(engine, [np.array([5, 3])], how, last=LAST)
     best_sum = -np.inf
     for a in range(6):
         for b in range(6):

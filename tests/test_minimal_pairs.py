@@ -391,9 +391,7 @@ def test_differences_are_of_total_scores(lm, tiny_gpt):
     pairs = [(one[0], one[1]) for one in PAIRS]
     sentences = encode_pairs(lm.tokenizer, pairs)
     for model in (lm, tiny_gpt):
-        found, method = model_differences(
-            sentences, lambda encodings, model=model: model._score(encodings, False)
-        )
+        found, method = model_differences(sentences, model.score)
         for difference, (good_one, bad_one) in zip(found, pairs, strict=True):
             better, worse = model.score([good_one, bad_one])
             assert difference == pytest.approx(better.total - worse.total, abs=1e-4)
@@ -405,7 +403,7 @@ def test_what_the_vocabulary_cannot_tell_apart_ties_exactly(tiny_gpt):
     pairs += [("A 🙂 in the table.", "A 🦊 in the table."), ("We parse.", "We parse.")]
     sentences = encode_pairs(tiny_gpt.tokenizer, pairs)
     assert len(sentences.encodings) == 2 * len(PAIRS) + 2
-    found, _ = model_differences(sentences, lambda one: tiny_gpt._score(one, False))
+    found, _ = model_differences(sentences, tiny_gpt.score)
     assert found[-2:].tolist() == [0, 0]
     assert (found[:-2] != 0).all()
 
@@ -438,16 +436,16 @@ def test_more_sentences_than_a_chunk_keep_their_places(lm, monkeypatch):
     sentences = encode_pairs(lm.tokenizer, [(one[0], one[1]) for one in PAIRS])
     asked = []
 
-    def by_length(encodings) -> list[Score]:
-        asked.append(len(encodings))
+    def by_length(texts: list[str]) -> list[Score]:
+        asked.append(len(texts))
         return [
             Score(
-                text=one.text,
-                tokens=one.tokens,
-                log_probabilities=-np.array([float(len(one.text))]),
+                text=one,
+                tokens=[one],
+                log_probabilities=-np.array([float(len(one))]),
                 method="log-likelihood",
             )
-            for one in encodings
+            for one in texts
         ]
 
     found, _ = model_differences(sentences, by_length)

@@ -1,7 +1,7 @@
 """`LanguageModel`: one object for everything a pre-trained model can do."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import torch
 
 from firth.device import Precision
 from firth.errors import ConfigError, UnsupportedError
+from firth.inference.beam_search import beam_search
 from firth.inference.embedding import (
     Layers,
     Vectors,
@@ -21,7 +22,7 @@ from firth.inference.embedding import (
     word_vectors,
 )
 from firth.inference.forward import Engine
-from firth.inference.generation import Continuation, Decoding, Ended, beam_search, continuations
+from firth.inference.generation import Continuation, Decoding, Ended, continuations
 from firth.inference.minimal_pairs import (
     baseline_differences,
     encode_pairs,
@@ -36,6 +37,9 @@ from firth.protocols import Batch, Encoding, Report, Text
 from firth.tasks.suites import Suite, read_suite, report
 from firth.text.batches import collate
 from firth.text.tokenizers import Tokenizer
+
+_TOGETHER = 32
+"""Prompts that are searched at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +202,15 @@ class LanguageModel:
             within_word: of a masked model: when a token is scored, the later tokens of its word are
                 masked too.
         """
-        return self._score(self._encode(texts), within_word)
+        self._need_head("score")
+        encodings = self._encode(texts)
+        if not self.causal:
+            return score_masked(self.engine, self.tokenizer, encodings, within_word=within_word)
+        if within_word:
+            raise UnsupportedError(
+                "within_word is for masked models; a causal one sees no later tokens: leave it out"
+            )
+        return score_causal(self.engine, self.tokenizer, encodings)
 
     def minimal_pairs(
         self,
@@ -218,9 +230,8 @@ class LanguageModel:
 
         Returns:
             Accuracy as the unweighted mean over paradigms, with and without those whose pairs are
-            permutations of the same words. The details have fields, paradigms, `method`, and the
-            same of two baselines counted in the model's own training text, where its run directory
-            still holds that.
+            permutations of the same words; in the details fields, paradigms, `method`, and two
+            baselines counted in the training text, where the run directory still holds that.
 
         Raises:
             DataError: pairs that cannot be read.
@@ -229,23 +240,10 @@ class LanguageModel:
         pairs = read_suite(path, suite=suite, limit=limit)
         sentences = encode_pairs(self.tokenizer, [(pair.good, pair.bad) for pair in pairs])
         shards = training_shards(self.path, self.tokenizer)
-        score = partial(self._score, within_word=within_word)
+        score = partial(self.score, within_word=within_word)
         differences, method = model_differences(sentences, score)
         baselines = baseline_differences(sentences, shards, self.tokenizer) if shards else {}
-        found = report(pairs, differences, baselines)
-        how = {"suite": suite, "method": method, "limit": limit}
-        return replace(found, details={**how, **found.details})
-
-    def _score(self, encodings: list[Encoding], within_word: bool) -> list[Score]:
-        self._need_head("score")
-        if not self.causal:
-            return score_masked(self.engine, self.tokenizer, encodings, within_word=within_word)
-        if within_word:
-            raise UnsupportedError(
-                "within_word is a way to score with a masked language model, and this is a causal "
-                "one, which sees no later tokens anyway; leave it out"
-            )
-        return score_causal(self.engine, self.tokenizer, encodings)
+        return report(pairs, differences, baselines, suite=suite, method=method, limit=limit)
 
     def generate(
         self, texts: Text | Sequence[str], *, stop: Sequence[str] = (), **settings: Any
@@ -270,11 +268,7 @@ class LanguageModel:
         how = Decoding(**settings)
         ids, sources = self._prompts(prompts)
         if how.beams > 1:
-            last = self.tokenizer.vocabulary.last
-            found = [
-                beam_search(self.engine, one, how, last=last, source=source)[0]
-                for one, source in zip(ids, sources or [None] * len(ids), strict=True)
-            ]
+            found = self._search(ids, sources, how)
         else:
             *_, found = self._continue(ids, sources, how, stop)
         results = [self._generated(*one, stop) for one in zip(prompts, found, strict=True)]
@@ -291,6 +285,24 @@ class LanguageModel:
                 yield now[len(shown) :]
                 shown = now
 
+    def _search(
+        self, prompts: list[np.ndarray], sources: list[np.ndarray] | None, how: Decoding
+    ) -> list[Continuation]:
+        """The best continuation of each prompt, prompts of like length together."""
+        order = np.argsort([len(one) for one in sources or prompts], kind="stable")
+        found: list[Continuation] = [Continuation() for _ in prompts]
+        for some in np.split(order, range(_TOGETHER, len(order), _TOGETHER)):
+            best = beam_search(
+                self.engine,
+                [prompts[i] for i in some],
+                how,
+                last=self.tokenizer.vocabulary.last,
+                sources=None if sources is None else [sources[i] for i in some],
+            )
+            for i, continuations_of_one in zip(some, best, strict=True):
+                found[i] = continuations_of_one[0]
+        return found
+
     def _continue(
         self,
         prompts: list[np.ndarray],
@@ -305,9 +317,7 @@ class LanguageModel:
             return bool(stop) and any(word in self.tokenizer.decode(ids) for word in stop)
 
         last = self.tokenizer.vocabulary.last
-        return continuations(
-            self.engine, prompts, how, last=last, stop=stops, sources=sources
-        )
+        return continuations(self.engine, prompts, how, last=last, stop=stops, sources=sources)
 
     def _prompts(self, texts: list[str]) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
         """Token ids that open with the opening token and are not closed; sources, if any."""

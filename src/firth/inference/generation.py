@@ -1,4 +1,4 @@
-"""Generating text: greedy, sampled and by beam search, many prompts at a time."""
+"""Generating text, greedily and by sampling, many prompts at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,7 +95,7 @@ def continuations(
     room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
     found = [Continuation() for _ in prompts]
     randoms = [np.random.default_rng((how.seed, i)) for i in range(len(prompts))]
-    reader = _Reader(engine, prompts, room, sources)
+    reader = Reader(engine, prompts, room, sources)
     alive = list(range(len(prompts)))
     while alive:
         scores = reader.scores
@@ -166,7 +166,7 @@ def penalised(scores: Tensor, history: Sequence[np.ndarray], penalty: float) -> 
     return scores
 
 
-class _Reader:
+class Reader:
     """The scores of the next token of several texts, kept up to date token by token."""
 
     def __init__(
@@ -197,83 +197,3 @@ class _Reader:
             engine.model.eval()
             last = engine.model(batch.to(engine.device), cache=self.cache).last
             return engine.model.logits(last[at.to(engine.device)]).float()  # type: ignore[operator]
-
-
-@dataclass(frozen=True)
-class _Hypothesis:
-    score: float
-    """log P / length^penalty."""
-    ids: tuple[int, ...]
-    logs: tuple[float, ...]
-    closed: bool
-
-
-def beam_search(
-    engine: Engine,
-    prompt: np.ndarray,
-    how: Decoding,
-    *,
-    last: int,
-    source: np.ndarray | None = None,
-) -> list[Continuation]:
-    """The best continuations of one prompt, best first (Sutskever et al. 2014, section 3.2).
-
-    A hypothesis that closes is set aside with its score log P / length^penalty, the closing token
-    counted. The search ends when `beams` are closed and no open one, at its present length, scores
-    better than the worst of them.
-    """
-    room = min(how.max_tokens, engine.max_length - len(prompt))
-    sources = None if source is None else [source]
-    reader = _Reader(engine, [prompt], len(prompt) + room, sources)
-    texts: list[tuple[tuple[int, ...], tuple[float, ...]]] = [((), ())]
-    totals = torch.zeros(1, dtype=torch.float64)
-    closed: list[_Hypothesis] = []
-    for length in range(1, room + 1):
-        logs = torch.log_softmax(reader.scores, dim=-1)
-        history = [np.array([*prompt, *ids]) for ids, _ in texts]
-        ranked = penalised(logs, history, how.repetition_penalty).cpu().double()
-        sums = (totals[:, None] + ranked).flatten()
-        best, where = sums.topk(min(2 * how.beams, len(sums)))
-        rows, tokens = where // ranked.shape[1], where % ranked.shape[1]
-        open_rows: list[tuple[float, int, int]] = []
-        for rank, (total, row, token) in enumerate(
-            zip(best.tolist(), rows.tolist(), tokens.tolist(), strict=True)
-        ):
-            if token == last and rank < how.beams:
-                ids, values = texts[row]
-                log = float(logs[row, token])
-                score = total / length**how.length_penalty
-                closed.append(_Hypothesis(score, ids, (*values, log), closed=True))
-            elif token != last and len(open_rows) < how.beams:
-                open_rows.append((total, row, token))
-        closed = sorted(closed, key=lambda one: -one.score)[: how.beams]
-        texts = [
-            ((*texts[row][0], token), (*texts[row][1], float(logs[row, token])))
-            for _, row, token in open_rows
-        ]
-        totals = torch.tensor([total for total, _, _ in open_rows], dtype=torch.float64)
-        attainable = float(totals[0]) / length**how.length_penalty
-        if len(closed) == how.beams and closed[-1].score >= attainable:
-            break
-        if length < room:
-            parents = torch.tensor([row for _, row, _ in open_rows], device=engine.device)
-            added = torch.tensor([token for _, _, token in open_rows], device=engine.device)
-            reader.read(parents, added)
-    return _ranked(closed, texts, totals.tolist(), how)
-
-
-def _ranked(
-    closed: list[_Hypothesis],
-    texts: list[tuple[tuple[int, ...], tuple[float, ...]]],
-    totals: list[float],
-    how: Decoding,
-) -> list[Continuation]:
-    """Closed hypotheses and, where there are too few, open ones, best first."""
-    found = list(closed)
-    if len(found) < how.beams:
-        found += [
-            _Hypothesis(total / len(ids) ** how.length_penalty, ids, logs, closed=False)
-            for (ids, logs), total in zip(texts, totals, strict=True)
-        ]
-    found = sorted(found, key=lambda one: -one.score)[: how.beams]
-    return [Continuation(list(h.ids), list(h.logs), "end" if h.closed else "length") for h in found]

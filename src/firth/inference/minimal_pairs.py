@@ -77,20 +77,21 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Sent
 
 
 def model_differences(
-    sentences: Sentences, score: Callable[[list[Encoding]], list[Score]]
+    sentences: Sentences, score: Callable[[list[str]], list[Score]]
 ) -> tuple[np.ndarray, Method]:
     """Total log probability of each good sentence minus that of its bad one.
 
     Args:
         sentences: the pairs.
-        score: `score_causal` or `score_masked` of a model.
+        score: how a model scores texts.
 
     Returns:
         (P) float64, in nats, and how the model scores. A score that is no finite number gives NaN.
     """
     found: list[Score] = []
-    for begin in range(0, len(sentences.encodings), CHUNK):
-        found.extend(score(sentences.encodings[begin : begin + CHUNK]))
+    texts = [encoding.text for encoding in sentences.encodings]
+    for begin in range(0, len(texts), CHUNK):
+        found.extend(score(texts[begin : begin + CHUNK]))
     return sentences.differences(np.array([one.total for one in found])), found[0].method
 
 

@@ -1,9 +1,9 @@
 """Run directories that `transformers` loads, and its directories as models here.
 
 A directory holds `config.json` and `model.safetensors`. Where the shape is one of BERT, RoBERTa,
-DistilBERT, ModernBERT, GPT-2, Llama or T5, both are in the form of `transformers`, with one more block,
-`firth`, in the settings; otherwise the tensors keep our names and the settings hold that block
-alone.
+DistilBERT, ModernBERT, GPT-2, Llama or T5, both are in the form of `transformers`, with one more
+block, `firth`, in the settings; otherwise the tensors keep our names and the settings hold that
+block alone.
 """
 
 import json
@@ -20,15 +20,8 @@ from torch import Tensor, nn
 from firth.atomic import write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.errors import CheckpointError, ConfigError, UnsupportedError
-from firth.interop.decoders import (
-    DECODERS,
-    config_from_decoder,
-    decoder_family,
-    decoder_settings,
-    decoder_tensors,
-    state_from_decoder,
-)
 from firth.interop.files import WEIGHTS, match_tensors, read_tensors, write_tensors
+from firth.interop.generators import GENERATORS, generator_form, read_generator
 from firth.interop.names import canonical_names, stock_names
 from firth.interop.stock import (
     ALIASES,
@@ -43,11 +36,8 @@ from firth.interop.stock import (
     stock_head,
     stock_settings,
 )
-from firth.interop.t5 import config_from_t5, state_from_t5, t5_settings, t5_tensors
 from firth.models import MODELS, LanguageModelNetwork, ModelConfig, build
 from firth.models.bert import Bert, BertConfig
-from firth.models.encoder_decoder import EncoderDecoderConfig
-from firth.models.gpt import GPTConfig
 from firth.models.mix import SequenceHead
 from firth.protocols import Vocabulary
 
@@ -153,12 +143,8 @@ def _stock_form(
     config: ModelConfig, state: Mapping[str, Tensor], head: SequenceHead | None, ids: Vocabulary
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors as the family's class has them."""
-    if isinstance(config, EncoderDecoderConfig):
-        return t5_settings(config, ids), t5_tensors(config, state)
-    if isinstance(config, GPTConfig):
-        family = decoder_family(config)
-        assert family is not None
-        return decoder_settings(family, config, ids), decoder_tensors(family, config, state)
+    if not isinstance(config, BertConfig):
+        return generator_form(config, state, ids)
     family = stock_family(config)
     assert family is not None
     return _stock_settings(family, config, head, ids), _stock_tensors(family, state)
@@ -240,11 +226,11 @@ def load_model(directory: str | Path) -> LoadedModel:
     kind = settings.get("model_type")
     if kind == "firth":
         return _load_native(directory, settings)
-    if kind in DECODERS or kind == "t5":
+    if kind in GENERATORS:
         return _load_generator(directory, settings, str(kind))
     family = ALIASES.get(str(kind), kind)
     if family not in ARCHITECTURES:
-        known = ", ".join([*ARCHITECTURES, *ALIASES, *DECODERS, "t5"])
+        known = ", ".join([*ARCHITECTURES, *ALIASES, *GENERATORS])
         raise UnsupportedError(f"{path}: model_type is {kind!r}; supported: {known}")
     for name in settings.get("architectures") or ():
         if not _READABLE.search(name):
@@ -278,27 +264,7 @@ def _load_native(directory: Path, settings: Mapping[str, Any]) -> LoadedModel:
 
 
 def _load_generator(directory: Path, settings: Mapping[str, Any], family: str) -> LoadedModel:
-    """A decoder, or T5."""
-    where, block = str(directory / _CONFIG), dict(settings.get("firth", {}))
-    tensors = read_tensors(directory)
-    config: ModelConfig
-    if family == "t5":
-        config = config_from_t5(settings, tensors, where=where)
-    else:
-        config = config_from_decoder(family, settings, where=where)
-    if block:
-        ours = from_dict(type(config), block.pop("model"), where=where)
-        block.pop("head")
-        config = ours if _same_decoder(ours, config) else config
-    with torch.device("meta"):
-        model = build(config)
-    fresh = model.state_dict()
-    if isinstance(config, EncoderDecoderConfig):
-        state = state_from_t5(config, tensors, fresh, where=directory)
-    else:
-        assert isinstance(config, GPTConfig)
-        state = state_from_decoder(family, config, tensors, fresh, where=directory)
-    model.to_empty(device="cpu").eval().load_state_dict(state)
+    model, block = read_generator(directory, settings, family, where=str(directory / _CONFIG))
     return LoadedModel(
         model=model,
         head=None,
@@ -307,13 +273,6 @@ def _load_generator(directory: Path, settings: Mapping[str, Any], family: str) -
         family=family,
         lm_head=True,
     )
-
-
-def _same_decoder(ours: ModelConfig, theirs: ModelConfig) -> bool:
-    """Whether the shapes are the same, up to how weights begin, which their settings do not say."""
-    if isinstance(ours, GPTConfig) and isinstance(theirs, GPTConfig):
-        return replace(ours, output_init=theirs.output_init) == theirs
-    return ours == theirs
 
 
 def _load_stock(directory: Path, settings: Mapping[str, Any], family: str) -> LoadedModel:

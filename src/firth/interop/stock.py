@@ -7,12 +7,9 @@ from typing import Any
 from torch import nn
 
 from firth.errors import CheckpointError, UnsupportedError
-from firth.interop.decoders import decoder_family
-from firth.interop.t5 import is_t5
+from firth.interop.generators import is_stock_generator
 from firth.models import ModelConfig
 from firth.models.bert import BertConfig
-from firth.models.encoder_decoder import EncoderDecoderConfig
-from firth.models.gpt import GPTConfig
 from firth.models.mix import Pooling, SequenceHead
 from firth.protocols import Vocabulary
 
@@ -114,10 +111,8 @@ def loads_in_transformers(
     The shape must be a stock one, the head (if any) its family's own, and for RoBERTa, where
     positions start after the id of the padding token, that id must be `position_offset` - 1.
     """
-    if isinstance(config, EncoderDecoderConfig):
-        return head is None and is_t5(config)
-    if isinstance(config, GPTConfig):
-        return head is None and decoder_family(config) is not None
+    if not isinstance(config, BertConfig):
+        return head is None and is_stock_generator(config)
     family = stock_family(config)
     if family is None:
         return False

@@ -72,7 +72,9 @@ class LayerCache:
             self.own = Columns(beside, layout.positions[: layout.num_tokens], self.room)
             return attend(own, layout, how, distances=distances)
         self.own.add(beside)
-        return _with_spare(self.own.attend(own[: len(beside), : how.num_heads], how, distances), own)
+        return _with_spare(
+            self.own.attend(own[: len(beside), : how.num_heads], how, distances), own
+        )
 
     def hold_source(self, columns: Tensor, positions: Tensor) -> None:
         """Keeps (R_k, 2H, K) keys and values of the source sequences' N_k tokens."""

@@ -1,5 +1,6 @@
 """Where a token stands: rotary positions turn queries and keys, sinusoids add to embeddings, and
-T5's distances add to scores."""
+T5's distances add to scores.
+"""
 
 import math
 

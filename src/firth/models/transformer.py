@@ -109,9 +109,7 @@ class CrossAttention(nn.Module):
         """(R_k, D) states of the other sequences as keys and values, (R_k, 2H, K)."""
         return self.kv(memory).view(len(memory), -1, self.head_size)
 
-    def forward(
-        self, x: Tensor, memory: Memory | None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory | None, cache: LayerCache | None = None) -> Tensor:
         """(R, D) to (R, D); a cache holds the memory's keys and values from its first use on."""
         q = self.q(x).view(len(x), -1, self.head_size)  # (R, H, K)
         how = _scores(self, Mask())

@@ -33,6 +33,8 @@ class SpanBoundary:
 
     predicts: ClassVar[str] = MaskedLM.predicts
     """What its perplexity is about."""
+    models: ClassVar[tuple[str, ...]] = ("BertConfig",)
+    """Configurations of the networks that can learn it."""
     spare: ClassVar[int] = 0
     """Tokens that it adds to each sequence."""
 

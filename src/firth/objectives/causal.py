@@ -20,6 +20,8 @@ class CausalLM:
 
     predicts: ClassVar[str] = "of the next token"
     """What its perplexity is about."""
+    models: ClassVar[tuple[str, ...]] = ("GPTConfig",)
+    """Configurations of the networks that can learn it."""
     spare: ClassVar[int] = 0
     """Tokens that it adds to each sequence."""
 

@@ -51,6 +51,8 @@ class MaskedLM:
 
     predicts: ClassVar[str] = "at masked positions"
     """What its perplexity is about."""
+    models: ClassVar[tuple[str, ...]] = ("BertConfig",)
+    """Configurations of the networks that can learn it."""
     spare: ClassVar[int] = 0
     """Tokens that it adds to each sequence."""
 

@@ -43,6 +43,8 @@ class SentencePairs:
 
     predicts: ClassVar[str] = MaskedLM.predicts
     """What its perplexity is about."""
+    models: ClassVar[tuple[str, ...]] = ("BertConfig",)
+    """Configurations of the networks that can learn it."""
     spare: ClassVar[int] = 1
     """Tokens that it adds to each sequence: the second [SEP]."""
 

@@ -103,8 +103,13 @@ class Recipe:
 
 
 def _check_objective(recipe: Recipe) -> None:
-    """Whether the model has the heads that the objective trains, and sequences it can use."""
+    """Whether the model can learn the objective, has its heads and gets sequences it can use."""
     model, objective = recipe.model, recipe.objective
+    if type(model).__name__ not in objective.models:
+        raise ConfigError(
+            f"{type(objective).__name__} trains {' or '.join(objective.models)}, and this model is "
+            f"of {type(model).__name__}; choose a recipe with such a model, or another objective"
+        )
     encoder = isinstance(model, BertConfig)
     if isinstance(objective, SpanBoundary) and not (encoder and model.boundary_places):
         raise ConfigError(
@@ -132,7 +137,7 @@ def _without_effect(
     """Those of the settings that the others make idle, each with the reason."""
     model, objective = chosen.model, chosen.objective
     rotary = model.positions == "rotary"
-    idle = {"rotary_base": "" if rotary else "positions are learned"}
+    idle = {"rotary_base": "" if rotary else f"positions are {model.positions}"}
     if isinstance(model, BertConfig):
         windows = model.local_window > 0
         idle |= {

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,8 +58,7 @@ def read_suite(
 
     Raises:
         ConfigError: a suite or a limit that does not exist.
-        DataError: no file; a file without these columns, or with an empty or missing sentence; a
-            paradigm in two fields.
+        DataError: no file; a column or sentence that is missing; a paradigm in two fields.
     """
     if suite not in _COLUMNS:
         raise ConfigError(f"suite {suite!r}; expected one of {', '.join(_COLUMNS)}")
@@ -143,15 +142,15 @@ def _cells(file: Path, wanted: Mapping[str, str], row: Row) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracies:
-    """Shares of the pairs whose good sentence scores higher."""
+    """Shares of the pairs whose good sentence scores higher, as unweighted means."""
 
     paradigms: dict[str, float]
     fields: dict[str, float]
-    """Unweighted means over the field's paradigms."""
+    """Over the field's paradigms."""
     overall: float
-    """Unweighted mean over all paradigms."""
+    """Over all paradigms."""
     without_permutations: float | None
-    """Unweighted mean over the paradigms that are none of permutations; None without such."""
+    """Over the paradigms that are none of permutations; None without such."""
 
 
 def accuracy(differences: np.ndarray) -> float:
@@ -181,14 +180,17 @@ def measure(pairs: Sequence[MinimalPair], differences: np.ndarray) -> Accuracies
         )
     places = _by_paradigm(pairs)
     paradigms = {name: accuracy(differences[at]) for name, at in places.items()}
-    of_field: dict[str, list[float]] = {}
-    for name, at in places.items():
-        of_field.setdefault(pairs[at[0]].field, []).append(paradigms[name])
+    of_field = {name: pairs[at[0]].field for name, at in places.items()}
     permuted = permutations(pairs)
     others = [value for name, value in paradigms.items() if name not in permuted]
     return Accuracies(
         paradigms=paradigms,
-        fields={field: float(np.mean(values)) for field, values in sorted(of_field.items())},
+        fields={
+            field: float(
+                np.mean([paradigms[name] for name in paradigms if of_field[name] == field])
+            )
+            for field in sorted(set(of_field.values()))
+        },
         overall=float(np.mean(list(paradigms.values()))),
         without_permutations=float(np.mean(others)) if others else None,
     )
@@ -198,10 +200,11 @@ def report(
     pairs: Sequence[MinimalPair],
     differences: np.ndarray,
     baselines: Mapping[str, np.ndarray],
+    **how: Any,
 ) -> Report:
     """The accuracies of a model and of baselines, from the differences of their scores.
 
-    The metrics are those of the model over all paradigms; fields, paradigms and baselines are in
+    The metrics are the model's over all paradigms; `how`, fields, paradigms and baselines are in
     the details.
     """
     permuted, found = permutations(pairs), measure(pairs, differences)
@@ -215,9 +218,10 @@ def report(
         for name, at in _by_paradigm(pairs).items()
     }
     metrics = {"accuracy": found.overall}
-    if found.without_permutations is not None:
-        metrics["accuracy_without_permutations"] = found.without_permutations
+    if (others := found.without_permutations) is not None:
+        metrics["accuracy_without_permutations"] = others
     details = {
+        **how,
         "fields": found.fields,
         "paradigms": paradigms,
         "baselines": {name: asdict(measure(pairs, one)) for name, one in baselines.items()},

@@ -1,0 +1,127 @@
+"""Beam search: the most probable text of those that a few hypotheses at a time lead to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firth.inference.forward import Engine
+from firth.inference.generation import Continuation, Decoding, Reader, penalised
+
+
+@dataclass(frozen=True)
+class _Hypothesis:
+    total: float
+    """log P, with the repetition penalty."""
+    ids: tuple[int, ...] = ()
+    logs: tuple[float, ...] = ()
+    closed: bool = False
+
+    def score(self, how: Decoding) -> float:
+        """Log P / length^penalty, the closing token counted."""
+        length = len(self.ids) + self.closed
+        return self.total / max(1, length) ** how.length_penalty
+
+
+@dataclass
+class _Search:
+    """The hypotheses of one text, best first."""
+
+    prompt: np.ndarray
+    room: int
+    open: list[_Hypothesis] = field(default_factory=lambda: [_Hypothesis(0.0)])
+    closed: list[_Hypothesis] = field(default_factory=list)
+
+    def advance(self, scores: Tensor, how: Decoding, last: int) -> list[tuple[int, int]]:
+        """Adds a token to each open hypothesis in the best ways.
+
+        Args:
+            scores: (hypotheses, V) of the next token.
+            how: the settings.
+            last: the closing token.
+
+        Returns:
+            The row that each open hypothesis goes on from, and its new token; none at the end.
+        """
+        logs = torch.log_softmax(scores, dim=-1)
+        history = [np.array([*self.prompt, *one.ids]) for one in self.open]
+        ranked = penalised(logs, history, how.repetition_penalty).cpu().double()
+        totals = torch.tensor([one.total for one in self.open], dtype=torch.float64)
+        sums = (totals[:, None] + ranked).flatten()
+        best, where = sums.topk(min(2 * how.beams, len(sums)))
+        now: list[_Hypothesis] = []
+        went: list[tuple[int, int]] = []
+        for rank, (total, place) in enumerate(zip(best.tolist(), where.tolist(), strict=True)):
+            row, token = divmod(place, ranked.shape[1])
+            before = self.open[row]
+            values = (*before.logs, float(logs[row, token]))
+            if token == last and rank < how.beams:
+                self.closed.append(_Hypothesis(total, before.ids, values, closed=True))
+            elif token != last and len(now) < how.beams:
+                now.append(_Hypothesis(total, (*before.ids, token), values))
+                went.append((row, token))
+        self.open = now
+        self.closed = sorted(self.closed, key=lambda one: -one.score(how))[: how.beams]
+        return [] if self._ended(how) else went
+
+    def _ended(self, how: Decoding) -> bool:
+        if len(self.open[0].ids) >= self.room:
+            return True
+        full = len(self.closed) == how.beams
+        return full and self.closed[-1].score(how) >= self.open[0].score(how)
+
+    def found(self, how: Decoding) -> list[Continuation]:
+        """Closed hypotheses and, where there are too few, open ones, best first."""
+        found = list(self.closed)
+        if len(found) < how.beams:
+            found += self.open
+        found = sorted(found, key=lambda one: -one.score(how))[: how.beams]
+        return [
+            Continuation(list(one.ids), list(one.logs), "end" if one.closed else "length")
+            for one in found
+        ]
+
+
+def beam_search(
+    engine: Engine,
+    prompts: Sequence[np.ndarray],
+    how: Decoding,
+    *,
+    last: int,
+    sources: Sequence[np.ndarray] | None = None,
+) -> list[list[Continuation]]:
+    """The best continuations of each prompt, best first (Sutskever et al. 2014, section 3.2).
+
+    A hypothesis that closes is set aside with its score log P / length^penalty, the closing token
+    counted. A search ends when `beams` are closed and no open one, at its present length, scores
+    better than the worst of them.
+
+    Args:
+        engine: with a decoder.
+        prompts: token ids, at least one each.
+        how: the number of beams, and the penalties.
+        last: the closing token.
+        sources: token ids of what an encoder reads, one for each prompt.
+    """
+    room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
+    reader = Reader(engine, prompts, room, sources)
+    searches = [
+        _Search(prompt, min(how.max_tokens, engine.max_length - len(prompt))) for prompt in prompts
+    ]
+    alive = searches
+    while alive:
+        ends = np.cumsum([len(one.open) for one in alive])
+        rows, tokens, going = [], [], []
+        for one, end in zip(alive, ends.tolist(), strict=True):
+            begin = end - len(one.open)
+            went = one.advance(reader.scores[begin:end], how, last)
+            rows += [begin + row for row, _ in went]
+            tokens += [token for _, token in went]
+            going += [one] if went else []
+        alive = going
+        if alive:
+            device = engine.device
+            reader.read(torch.tensor(rows, device=device), torch.tensor(tokens, device=device))
+    return [one.found(how) for one in searches]

@@ -1,0 +1,85 @@
+"""Models that generate text, decoders and T5, in the directories of `transformers`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firth.config import from_dict
+from firth.interop.decoders import (
+    DECODERS,
+    config_from_decoder,
+    decoder_family,
+    decoder_settings,
+    decoder_tensors,
+    state_from_decoder,
+)
+from firth.interop.files import read_tensors
+from firth.interop.t5 import T5_CLASS, config_from_t5, is_t5, state_from_t5, t5_settings, t5_tensors
+from firth.models import LanguageModelNetwork, build
+from firth.models.encoder_decoder import EncoderDecoderConfig
+from firth.models.gpt import GPTConfig
+from firth.protocols import Vocabulary
+
+GENERATORS = {**DECODERS, "t5": T5_CLASS}
+"""Family (their `model_type`) to its class with a language-model head."""
+
+GeneratorConfig = GPTConfig | EncoderDecoderConfig
+
+
+def is_stock_generator(config: GeneratorConfig) -> bool:
+    """Whether `transformers` has a class that computes what this shape computes."""
+    if isinstance(config, EncoderDecoderConfig):
+        return is_t5(config)
+    return decoder_family(config) is not None
+
+
+def generator_form(
+    config: GeneratorConfig, state: Mapping[str, Tensor], ids: Vocabulary
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and tensors of a stock shape as the family's class has them."""
+    if isinstance(config, EncoderDecoderConfig):
+        return t5_settings(config, ids), t5_tensors(config, state)
+    family = decoder_family(config)
+    assert family is not None
+    return decoder_settings(family, config, ids), decoder_tensors(family, config, state)
+
+
+def read_generator(
+    directory: Path, settings: Mapping[str, Any], family: str, *, where: str
+) -> tuple[LanguageModelNetwork, dict[str, Any]]:
+    """The model of a directory, and what `save_model` was given as `firth`.
+
+    Raises:
+        CheckpointError: if files or tensors are missing, unexpected or of another shape.
+        UnsupportedError: if a setting has a value that no configuration here expresses.
+    """
+    tensors, block = read_tensors(directory), dict(settings.get("firth", {}))
+    config: GeneratorConfig
+    if family == "t5":
+        config = config_from_t5(settings, tensors, where=where)
+    else:
+        config = config_from_decoder(family, settings, where=where)
+    if block:
+        ours = from_dict(type(config), block.pop("model"), where=where)
+        block.pop("head")
+        config = ours if _same(ours, config) else config
+    with torch.device("meta"):
+        model = build(config)
+    fresh = model.state_dict()
+    if isinstance(config, EncoderDecoderConfig):
+        state = state_from_t5(config, tensors, fresh, where=directory)
+    else:
+        state = state_from_decoder(family, config, tensors, fresh, where=directory)
+    model.to_empty(device="cpu").eval().load_state_dict(state)
+    return model, block
+
+
+def _same(ours: GeneratorConfig, theirs: GeneratorConfig) -> bool:
+    """Whether the shapes are the same, up to how weights begin, which their settings do not say."""
+    if isinstance(ours, GPTConfig) and isinstance(theirs, GPTConfig):
+        return replace(ours, output_init=theirs.output_init) == theirs
+    return ours == theirs
