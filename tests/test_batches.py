@@ -62,6 +62,17 @@ def test_epochs_differ_and_steps_repeat():
     assert not np.array_equal(first.ids, later.ids)
 
 
+@given(st.lists(st.integers(1, 14), min_size=1, max_size=40), st.integers(16, 64))
+def test_no_batch_is_empty(lengths, budget):
+    """Three documents of 8 tokens and a budget of 10 once gave two batches, one without a piece."""
+    documents = [np.arange(5, 5 + n) for n in lengths]
+    source = PackedSequences(
+        ListSource(documents), VOCABULARY, max_length=16, batch_tokens=budget, seed=0
+    )
+    for step in range(2 * source.steps_per_epoch):
+        assert len(source.sequences(step).starts) > 1
+
+
 def test_batches_keep_to_their_budget():
     source = packed(random_documents(1, 300))
     sizes = [source.sequences(step).starts[-1] for step in range(source.steps_per_epoch)]

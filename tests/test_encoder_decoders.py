@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from firth.inference.forward import Engine
 from firth.inference.beam_search import beam_search
+from firth.inference.forward import Engine
 from firth.inference.generation import Decoding, continuations
 from firth.interop.huggingface import load_model, save_model
 from firth.models import EncoderDecoder, EncoderDecoderConfig

@@ -8,8 +8,8 @@ import torch
 
 import firth
 from firth.errors import ConfigError, UnsupportedError
-from firth.inference.forward import Engine
 from firth.inference.beam_search import beam_search
+from firth.inference.forward import Engine
 from firth.inference.generation import Decoding, choose, continuations
 from firth.models import GPT
 from firth.protocols import Batch

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from firth.api.generating import Generated, generate_texts, stream_text
 from firth.device import Precision
 from firth.errors import ConfigError, UnsupportedError
-from firth.inference.beam_search import beam_search
 from firth.inference.embedding import (
     Layers,
     Vectors,
@@ -22,7 +22,7 @@ from firth.inference.embedding import (
     word_vectors,
 )
 from firth.inference.forward import Engine
-from firth.inference.generation import Continuation, Decoding, Ended, continuations
+from firth.inference.generation import Decoding
 from firth.inference.minimal_pairs import (
     baseline_differences,
     encode_pairs,
@@ -31,15 +31,12 @@ from firth.inference.minimal_pairs import (
 )
 from firth.inference.scoring import Filled, Score, fill, score_causal, score_masked
 from firth.interop.huggingface import save_model
-from firth.models import GPT, EncoderDecoder, LanguageModelNetwork
+from firth.models import GPT, LanguageModelNetwork
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding, Report, Text
 from firth.tasks.suites import Suite, read_suite, report
 from firth.text.batches import collate
 from firth.text.tokenizers import Tokenizer
-
-_TOGETHER = 32
-"""Prompts that are searched at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +49,6 @@ class TextArray:
     """(tokens, 2) in characters; (0, 0) for special tokens."""
     values: np.ndarray
     """(tokens, V) logits or (L+1, tokens, D) hidden states; float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generated:
-    """A text and how the model went on; an encoder-decoder begins afresh from its source."""
-
-    prompt: str
-    """Empty where there is a source."""
-    continuation: str
-    tokens: list[str]
-    """Those of the continuation."""
-    log_probabilities: np.ndarray
-    """Of the tokens and, where there is one, of the closing token, in nats."""
-    ended: Ended
-    source: str = ""
-    """What the encoder of an encoder-decoder read."""
-
-    @property
-    def text(self) -> str:
-        """The prompt and its continuation."""
-        return self.prompt + self.continuation
 
 
 @dataclass(frozen=True)
@@ -107,12 +83,12 @@ class LanguageModel:
 
     def batch(self, texts: Sequence[Text]) -> Batch:
         """Texts laid end to end, as the model takes them."""
-        return collate([encoding.ids for encoding in self._encode(texts)])
+        return collate([encoding.ids for encoding in self.encode(texts)])
 
     def logits(self, texts: Sequence[Text]) -> list[TextArray]:
         """Masked-LM scores of every token: one (tokens, V) array a text."""
         self._need_head("logits")
-        encodings = self._encode(texts, whole=True)
+        encodings = self.encode(texts, whole=True)
         states = token_states(self.engine, encodings)
         device = self.engine.device
         with torch.inference_mode():
@@ -123,7 +99,7 @@ class LanguageModel:
 
     def hidden_states(self, texts: Sequence[Text]) -> list[TextArray]:
         """Every layer's states: one (L+1, tokens, D) array a text, the embedding output first."""
-        encodings = self._encode(texts, whole=True)
+        encodings = self.encode(texts, whole=True)
         layers = chosen_layers("all", len(self.model.layers))
         states = token_states(self.engine, encodings, layers=layers)
         return [_array(e, s.swapaxes(0, 1)) for e, s in zip(encodings, states, strict=True)]
@@ -150,7 +126,7 @@ class LanguageModel:
             For sentences an array (texts, D), or (texts, layers, D) for several layers; else one
             `Vectors` a text.
         """
-        encodings = self._encode(texts)
+        encodings = self.encode(texts)
         wanted = chosen_layers(layers, len(self.model.layers))
         one = isinstance(layers, int)
         if unit == "sentence":
@@ -189,7 +165,7 @@ class LanguageModel:
                 "text instead, with generate"
             )
         single = isinstance(texts, str)
-        encodings = self._encode([texts] if single else list(texts))
+        encodings = self.encode([texts] if single else list(texts))
         found = fill(self.engine, self.tokenizer, encodings, top_k)
         results: list[Any] = [blanks[0] if len(blanks) == 1 else blanks for blanks in found]
         return results[0] if single else results
@@ -197,13 +173,10 @@ class LanguageModel:
     def score(self, texts: Sequence[Text], *, within_word: bool = False) -> list[Score]:
         """Log-likelihood of each text, token by token; of a masked model, pseudo-log-likelihood.
 
-        Args:
-            texts: strings, or lists of the user's own words.
-            within_word: of a masked model: when a token is scored, the later tokens of its word are
-                masked too.
+        With `within_word` the later tokens of the scored token's word are masked too.
         """
         self._need_head("score")
-        encodings = self._encode(texts)
+        encodings = self.encode(texts)
         if not self.causal:
             return score_masked(self.engine, self.tokenizer, encodings, within_word=within_word)
         if within_word:
@@ -263,101 +236,12 @@ class LanguageModel:
         """
         single = isinstance(texts, str)
         prompts = [texts] if isinstance(texts, str) else list(texts)
-        if not prompts:
-            return []
-        how = Decoding(**settings)
-        ids, sources = self._prompts(prompts)
-        if how.beams > 1:
-            found = self._search(ids, sources, how)
-        else:
-            *_, found = self._continue(ids, sources, how, stop)
-        results = [self._generated(*one, stop) for one in zip(prompts, found, strict=True)]
-        return results[0] if single else results
+        found = generate_texts(self, prompts, Decoding(**settings), stop)
+        return found[0] if single else found
 
     def stream(self, text: str, *, stop: Sequence[str] = (), **settings: Any) -> Iterator[str]:
         """Continues one text, piece by piece as it comes."""
-        shown = ""
-        for (one,) in self._continue(*self._prompts([text]), Decoding(**settings), stop):
-            now = self._generated(text, one, stop).continuation
-            # Half a character, or what may become a stop string, waits for the next token.
-            whole = one.ended is not None or not now.endswith("\ufffd")
-            if whole and now.startswith(shown) and (one.ended or not _may_stop(now, stop)):
-                yield now[len(shown) :]
-                shown = now
-
-    def _search(
-        self, prompts: list[np.ndarray], sources: list[np.ndarray] | None, how: Decoding
-    ) -> list[Continuation]:
-        """The best continuation of each prompt, prompts of like length together."""
-        order = np.argsort([len(one) for one in sources or prompts], kind="stable")
-        found: list[Continuation] = [Continuation() for _ in prompts]
-        for some in np.split(order, range(_TOGETHER, len(order), _TOGETHER)):
-            best = beam_search(
-                self.engine,
-                [prompts[i] for i in some],
-                how,
-                last=self.tokenizer.vocabulary.last,
-                sources=None if sources is None else [sources[i] for i in some],
-            )
-            for i, continuations_of_one in zip(some, best, strict=True):
-                found[i] = continuations_of_one[0]
-        return found
-
-    def _continue(
-        self,
-        prompts: list[np.ndarray],
-        sources: list[np.ndarray] | None,
-        how: Decoding,
-        stop: Sequence[str],
-    ) -> Iterator[list[Continuation]]:
-        if how.beams > 1:
-            raise ConfigError("a text that comes piece by piece has one beam; leave beams at 1")
-
-        def stops(ids: Sequence[int]) -> bool:
-            return bool(stop) and any(word in self.tokenizer.decode(ids) for word in stop)
-
-        last = self.tokenizer.vocabulary.last
-        return continuations(self.engine, prompts, how, last=last, stop=stops, sources=sources)
-
-    def _prompts(self, texts: list[str]) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-        """Token ids that open with the opening token and are not closed; sources, if any."""
-        if isinstance(self.model, EncoderDecoder):
-            opening = np.array([self.tokenizer.vocabulary.first])
-            encodings = self._encode(texts, whole=True)
-            return [opening] * len(texts), [encoding.ids for encoding in encodings]
-        if not self.causal:
-            raise UnsupportedError(
-                "generate needs a model that predicts the next token (a decoder), and this is a "
-                "masked one; fill its blanks with fill"
-            )
-        vocabulary = self.tokenizer.vocabulary
-        found = []
-        for encoding in self._encode(texts):
-            inside = encoding.ids[encoding.words >= 0]
-            found.append(np.concatenate([[vocabulary.first], inside]))
-            if len(found[-1]) >= self.max_length:
-                raise UnsupportedError(
-                    f"a prompt has {len(found[-1])} tokens and the model's window is "
-                    f"{self.max_length}; shorten it, so that there is room for more"
-                )
-        return found, None
-
-    def _generated(self, prompt: str, one: Continuation, stop: Sequence[str]) -> "Generated":
-        own = isinstance(self.model, EncoderDecoder)
-        ids = [] if own else self.tokenizer.encode(prompt).ids.tolist()
-        lead = self.tokenizer.decode(ids)
-        whole = self.tokenizer.decode([*ids, *one.ids])
-        added = whole.removeprefix(lead)
-        for word in stop:
-            added = added.partition(word)[0] if word in added else added
-        return Generated(
-            prompt="" if own else prompt,
-            source=prompt if own else "",
-            continuation=added,
-            tokens=[self.tokenizer.token(i) for i in one.ids],
-            log_probabilities=np.array(one.log_probabilities),
-            ended=one.ended or "length",
-        )
+        return stream_text(self, text, Decoding(**settings), stop)
 
     def save(self, directory: str | Path) -> None:
         """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read."""
@@ -377,7 +261,12 @@ class LanguageModel:
                 "load the language model it was made from (embed and hidden_states work)"
             )
 
-    def _encode(self, texts: Sequence[Text], *, whole: bool = False) -> list[Encoding]:
+    def encode(self, texts: Sequence[Text], *, whole: bool = False) -> list[Encoding]:
+        """Tokens of texts; `whole` refuses those that are longer than the window.
+
+        Raises:
+            ConfigError: for a string in place of a list, or a text that is too long.
+        """
         if isinstance(texts, str):
             raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
         encodings = self.tokenizer.encode_batch(texts)
@@ -388,11 +277,6 @@ class LanguageModel:
                 "or use embed, which reads long texts in overlapping windows"
             )
         return encodings
-
-
-def _may_stop(text: str, stop: Sequence[str]) -> bool:
-    """Whether the text ends with the beginning of a stop string."""
-    return any(text.endswith(word[:n]) for word in stop for n in range(1, len(word) + 1))
 
 
 def _array(encoding: Encoding, values: np.ndarray) -> TextArray:

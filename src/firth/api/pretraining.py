@@ -15,21 +15,19 @@ from torch import nn
 
 from firth import __version__
 from firth.api.language_model import LanguageModel
+from firth.api.training_text import AnyCorpus, TrainingText, all_texts, check_corpus
 from firth.atomic import write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.device import pick_device, prepare_process
 from firth.errors import ConfigError
 from firth.inference.forward import Engine
-from firth.inference.samples import continued_texts, filled_blanks
+from firth.inference.samples import continued_texts, filled_blanks, written_texts
 from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import load_model, save_model
-from firth.models import LanguageModelNetwork, build
-from firth.objectives import CausalLM, SentencePairs, SpanBoundary
+from firth.models import EncoderDecoderConfig, GPTConfig, LanguageModelNetwork, build
+from firth.objectives import SentencePairs, SpanBoundary
 from firth.recipes import Recipe
-from firth.text.batches import ObjectiveBatches, PackedSequences, random_stream
-from firth.text.corpus import Corpus
-from firth.text.joined import JoinedDocuments
-from firth.text.shards import Shards, write_shards
+from firth.text.batches import ObjectiveBatches, random_stream
 from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
 from firth.training import Run, State, steps_within, train
@@ -46,10 +44,10 @@ _REPORTED = 200
 
 def pretrain(
     recipe: Recipe,
-    corpus: Corpus,
+    corpus: AnyCorpus,
     output: str | Path,
     *,
-    valid: Corpus | None = None,
+    valid: AnyCorpus | None = None,
     tokenizer: Tokenizer | None = None,
     device: str = "auto",
     tensorboard: bool = False,
@@ -59,7 +57,7 @@ def pretrain(
 
     Args:
         recipe: model, objective, data and training (see `firth.recipes`).
-        corpus: the text.
+        corpus: the text, or pairs of texts for a recipe that learns sequence to sequence.
         output: the run directory; it becomes a model that `firth.load` reads.
         valid: held-out text; by default `recipe.data.valid` of the documents.
         tokenizer: an existing one instead of one trained on the corpus.
@@ -77,16 +75,17 @@ def pretrain(
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
     prepare_process()
+    check_corpus(recipe, corpus)
     run = Path(output)
     ranks, torch_device = join(pick_device(device))
     if ranks.first:
         _prepare(run, recipe, corpus, valid, tokenizer)
     wait(ranks)
     resolved = read_recipe(run)
-    shards = {side: Shards.open(run / "data" / side) for side in ("train", "valid")}
-    resolved = _fix_steps(run, resolved, shards["train"], ranks, torch_device)
+    text = {part: TrainingText.open(run, part) for part in ("train", "valid")}
+    resolved = _fix_steps(run, resolved, text["train"], ranks, torch_device)
     how = _How(ranks, torch_device, tensorboard, resume_hint)
-    _train(run, resolved, shards, how)
+    _train(run, resolved, text, how)
     leave()
     loaded = load_model(run)  # the averaged weights, where they are kept
     return LanguageModel(
@@ -101,7 +100,11 @@ def read_recipe(run: Path) -> Recipe:
 
 
 def _prepare(
-    run: Path, recipe: Recipe, corpus: Corpus, valid: Corpus | None, tokenizer: Tokenizer | None
+    run: Path,
+    recipe: Recipe,
+    corpus: AnyCorpus,
+    valid: AnyCorpus | None,
+    tokenizer: Tokenizer | None,
 ) -> None:
     """Tokenizer, shards and the resolved recipe: whatever is not there yet."""
     refuse_to_overwrite(run, "recipe.json")
@@ -113,20 +116,21 @@ def _prepare(
     tokenizer = _tokenizer(run, recipe, (corpus, valid), tokenizer)
     segments = recipe.model.num_segments > 0
     tokenizer.save(run, model_max_length=recipe.max_length, segments=segments)
-    for side, documents in (("train", corpus), ("valid", valid)):
-        shards = write_shards(documents, tokenizer, run / "data" / side)
+    for part, documents in (("train", corpus), ("valid", valid)):
+        text = TrainingText.write(documents, tokenizer, run, part)
         logger.info(
-            "%s text: %s tokens in %s documents",
-            side,
-            f"{shards.num_tokens:,}",
-            f"{shards.num_documents:,}",
+            "%s text: %s tokens in %s %s",
+            part,
+            f"{text.num_tokens:,}",
+            f"{text.num_documents:,}",
+            "documents" if text.source is None else "pairs",
         )
     if not begun:
         _write_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size), requested)
 
 
 def _tokenizer(
-    run: Path, recipe: Recipe, corpora: tuple[Corpus, Corpus], given: Tokenizer | None
+    run: Path, recipe: Recipe, corpora: tuple[AnyCorpus, AnyCorpus], given: Tokenizer | None
 ) -> Tokenizer:
     """That of the run, or the given one, or one trained on the corpus."""
     if not (run / "tokenizer.json").is_file():
@@ -141,11 +145,11 @@ def _tokenizer(
     return own
 
 
-def _train_tokenizer(recipe: Recipe, corpus: Corpus, valid: Corpus) -> Tokenizer:
+def _train_tokenizer(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus) -> Tokenizer:
     settings = recipe.tokenizer
     logger.info("training a %s tokenizer of %d tokens", settings.kind, settings.vocab_size)
     tokenizer = Tokenizer.train(
-        corpus,
+        all_texts(corpus),
         kind=settings.kind,
         vocab_size=settings.vocab_size,
         lowercase=settings.lowercase,
@@ -153,7 +157,7 @@ def _train_tokenizer(recipe: Recipe, corpus: Corpus, valid: Corpus) -> Tokenizer
         max_bytes=settings.max_bytes,
         sentinels=settings.sentinels,
     )
-    for name, value in vocabulary_report(tokenizer, islice(valid, _REPORTED)).rows():
+    for name, value in vocabulary_report(tokenizer, islice(all_texts(valid), _REPORTED)).rows():
         logger.info("    %s: %s", name, value)
     return tokenizer
 
@@ -195,31 +199,19 @@ def _write_recipe(run: Path, recipe: Recipe | None, requested: Any) -> None:
     write_text(run / "recipe.json", json.dumps(record, indent=1))
 
 
-def _packed(recipe: Recipe, shards: Shards, vocabulary: Any, seed: int) -> PackedSequences:
-    joined = recipe.data.packing == "full"
-    return PackedSequences(
-        JoinedDocuments(shards, vocabulary.last) if joined else shards,
-        vocabulary,
-        max_length=recipe.data.max_length,
-        batch_tokens=recipe.training.batch_tokens,
-        seed=seed,
-        spare=recipe.objective.spare,
-    )
-
-
 def _new_model(recipe: Recipe, device: torch.device) -> LanguageModelNetwork:
     torch.manual_seed(recipe.training.seed)
     return build(recipe.model).to(device)
 
 
 def _fix_steps(
-    run: Path, recipe: Recipe, shards: Shards, ranks: Ranks, device: torch.device
+    run: Path, recipe: Recipe, text: TrainingText, ranks: Ranks, device: torch.device
 ) -> Recipe:
     """Turns the budget into a number of steps, once for the life of the run."""
     training = recipe.training
     if training.steps is not None:
         return recipe
-    packed = _packed(recipe, shards, Tokenizer.load(run).vocabulary, training.seed)
+    packed = text.batches(recipe, Tokenizer.load(run).vocabulary, training.seed)
     total = training.fixed_steps(packed.steps_per_epoch)
     if total is None:
         assert training.minutes is not None
@@ -243,12 +235,12 @@ class _How:
     resume_hint: str
 
 
-def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> None:
+def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) -> None:
     tokenizer = Tokenizer.load(run)
     training, vocabulary = recipe.training, tokenizer.vocabulary
     assert training.steps is not None
-    packed = _packed(recipe, shards["train"], vocabulary, training.seed)
-    held_out = _packed(recipe, shards["valid"], vocabulary, _VALID_SEED)
+    packed = text["train"].batches(recipe, vocabulary, training.seed)
+    held_out = text["valid"].batches(recipe, vocabulary, _VALID_SEED)
     model = _new_model(recipe, how.device)
     if how.ranks.first:
         _announce(recipe, model, packed.steps_per_epoch, how.device)
@@ -257,7 +249,7 @@ def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> N
         assert isinstance(trained, LanguageModelNetwork)
         record = {"recipe": recipe.name, "max_length": recipe.max_length}
         save_model(run, trained, vocabulary=vocabulary, firth=record)
-        write_text(run / "README.md", model_card(run, recipe, shards))
+        write_text(run / "README.md", model_card(run, recipe, text))
 
     # The sum of a token's loss and another one does not compare with the entropy of tokens.
     one_loss = not isinstance(recipe.objective, SentencePairs | SpanBoundary)
@@ -267,8 +259,8 @@ def _train(run: Path, recipe: Recipe, shards: dict[str, Shards], how: _How) -> N
         total_steps=training.steps,
         valid=ObjectiveBatches(held_out, recipe.objective.for_validation()),
         num_valid_batches=min(held_out.steps_per_epoch, enough),
-        unigram_entropy=shards["train"].unigram_entropy() if one_loss else None,
-        sample=_sampler(shards["valid"], tokenizer, recipe),
+        unigram_entropy=text["train"].shards.unigram_entropy() if one_loss else None,
+        sample=_sampler(text["valid"], tokenizer, recipe),
         export=export,
         resume_hint=how.resume_hint,
         tensorboard=how.tensorboard,
@@ -292,26 +284,32 @@ def _announce(recipe: Recipe, model: nn.Module, steps_per_epoch: int, device: to
 
 
 def _sampler(
-    shards: Shards, tokenizer: Tokenizer, recipe: Recipe, count: int = 3
-) -> Callable[[nn.Module], list[str]]:
-    """Shows what the model makes of a few held-out sentences."""
+    text: TrainingText, tokenizer: Tokenizer, recipe: Recipe, count: int = 3
+) -> Callable[[nn.Module], list[str]] | None:
+    """Shows what the model makes of a few held-out texts; None where there is nothing to show."""
     rng = random_stream(_SAMPLE_SEED, 0, 0)
+    shards = text.shards if text.source is None else text.source
     starts = shards.document_starts
     chosen = rng.permutation(len(starts) - 1)[:count]
     begins = [int(starts[i]) for i in chosen]
-    ends = [min(int(starts[i + 1]), int(starts[i]) + 16) for i in chosen]
+    longest = 16 if text.source is None else recipe.data.max_length - 2
+    ends = [min(int(starts[i + 1]), int(starts[i]) + longest) for i in chosen]
     texts = [np.array(shards.tokens(a, b)) for a, b in zip(begins, ends, strict=True)]
+    if text.source is None and isinstance(recipe.model, EncoderDecoderConfig):
+        return None
 
     def sample(model: nn.Module) -> list[str]:
         engine = Engine.of(model, recipe.training.precision, recipe.model.max_length)
-        if isinstance(recipe.objective, CausalLM):
+        if text.source is not None:
+            return written_texts(engine, tokenizer, texts)
+        if isinstance(recipe.model, GPTConfig):
             return continued_texts(engine, tokenizer, texts)
         return filled_blanks(engine, tokenizer, texts, random_stream(_SAMPLE_SEED, 0, 1))
 
     return sample
 
 
-def model_card(run: Path, recipe: Recipe, shards: dict[str, Shards]) -> str:
+def model_card(run: Path, recipe: Recipe, text: dict[str, TrainingText]) -> str:
     """README.md of a run: what it is, what it was trained on, how well it predicts."""
     rows = [row for row in read_metrics(run) if "valid_loss" in row]
     last = rows[-1] if rows else None
@@ -328,8 +326,8 @@ A {recipe.name} language model, trained with firth {__version__}.
 
 - Shape: {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads,
   vocabulary {config.vocab_size:,} ({recipe.tokenizer.kind}).
-- Text: {shards["train"].num_tokens:,} tokens in {shards["train"].num_documents:,} documents; held
-  out: {shards["valid"].num_tokens:,} tokens.
+- Text: {text["train"].num_tokens:,} tokens in {text["train"].num_documents:,} documents; held
+  out: {text["valid"].num_tokens:,} tokens.
 - {result}
 
 Load it with `firth.load("{run}")`. Everything it depends on is in `recipe.json`; the course of

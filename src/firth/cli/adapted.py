@@ -10,6 +10,7 @@ import tyro
 from firth.api import AdaptedModel, load
 from firth.cli.options import parse, print_rows, read_lines
 from firth.cli.suites import evaluate_suite, print_report
+from firth.cli.texts import evaluate_texts
 from firth.errors import ConfigError
 from firth.tasks.suites import Suite
 
@@ -29,13 +30,23 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure an adapted model on a labelled file, or a language model on minimal pairs."""
+    """Measure an adapted model on a labelled file, a language model on minimal pairs, or an
+    encoder-decoder on texts and what they should become.
+    """
 
     model: tyro.conf.Positional[str]
-    """An adapted model; with --suite a language model."""
+    """An adapted model; with --suite or --target a language model."""
     file: tyro.conf.Positional[str]
     """Labelled examples, with the training file's columns; with --suite a file or folder of pairs
-    of sentences."""
+    of sentences; with --target a text a line."""
+    target: str | None = None
+    """What the lines of the file should become: prints BLEU and chrF."""
+    beams: int = 1
+    """With --target: hypotheses kept at each step."""
+    length_penalty: float = 1.0
+    """With --target and several beams: ranks by log P / length^penalty."""
+    outputs: str | None = None
+    """With --target: a file for what the model wrote."""
     suite: Suite | None = None
     """Pairs of a good and a bad sentence: "blimp" in BLiMP's own files, "pairs" in files with
     columns good and bad."""
@@ -80,6 +91,9 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 def evaluate(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Evaluate, arguments, "evaluate")
+    if options.target is not None:
+        evaluate_texts(options)
+        return
     if options.suite:
         evaluate_suite(options)
         return

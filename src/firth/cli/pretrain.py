@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from firth.api import pretrain as pretrain_model
+from firth.api.training_text import AnyCorpus
 from firth.cli.options import parse, take_settings
 from firth.config import read_toml
 from firth.device import prepare_process
 from firth.errors import ConfigError
-from firth.objectives import CausalLM
+from firth.models import BertConfig
 from firth.recipes import Recipe, recipe
 from firth.text.corpus import Corpus
+from firth.text.pairs import ParallelCorpus
 from firth.training import BUDGETS
 
 
@@ -50,6 +52,10 @@ class Options:
     """Budget in minutes: throughput is measured, then the number of steps is fixed."""
     valid: tuple[str, ...] = ()
     """Held-out files; by default one document in a hundred is held out."""
+    target: str | None = None
+    """For the recipe transformer: a file whose lines are what the lines of the corpus become."""
+    valid_target: str | None = None
+    """The same for the held-out file."""
     documents: Literal["auto", "file", "block", "line"] = "auto"
     """What a document is in .txt files."""
     column: str = "text"
@@ -71,12 +77,12 @@ def pretrain(arguments: Sequence[str]) -> None:
     if not options.corpus:
         raise ConfigError("no text was given: firth pretrain RECIPE FILES... -o RUN")
     prepare_process(options.threads)
-    valid = _corpus(options.valid, options) if options.valid else None
+    valid = _corpus(options.valid, options.valid_target, options) if options.valid else None
     command = shlex.join(["firth", "pretrain", *arguments])
     chosen = _recipe(options, settings)
     pretrain_model(
         chosen,
-        _corpus(options.corpus, options),
+        _corpus(options.corpus, options.target, options),
         options.output,
         valid=valid,
         device=options.device,
@@ -86,7 +92,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     print(options.output)
-    look = "generate" if isinstance(chosen.objective, CausalLM) else "fill"
+    look = "fill" if isinstance(chosen.model, BertConfig) else "generate"
     print(
         f'\nNext: firth {look} {options.output} "..." | firth inspect {options.output} | '
         f"firth adapt {options.output} train.tsv -o OUT finetune",
@@ -94,7 +100,11 @@ def pretrain(arguments: Sequence[str]) -> None:
     )
 
 
-def _corpus(paths: Sequence[str], options: Options) -> Corpus:
+def _corpus(paths: Sequence[str], target: str | None, options: Options) -> AnyCorpus:
+    if target is not None:
+        if len(paths) != 1:
+            raise ConfigError(f"{target} needs one file of sources, and {len(paths)} were given")
+        return ParallelCorpus.from_files(paths[0], target)
     return Corpus.from_files(
         list(paths),
         documents=options.documents,

@@ -75,6 +75,7 @@ def continuations(
     last: int,
     stop: Stop,
     sources: Sequence[np.ndarray] | None = None,
+    places: Sequence[int] | None = None,
 ) -> Iterator[list[Continuation]]:
     """Reads the prompts at once, then adds a token to each in every step.
 
@@ -88,13 +89,14 @@ def continuations(
         last: the closing token.
         stop: ends a text early.
         sources: token ids of what an encoder reads, one for each prompt.
+        places: of the prompts in the list they were given in; by default they are that list.
 
     Yields:
         The continuations after each step, the same objects each time.
     """
     room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
     found = [Continuation() for _ in prompts]
-    randoms = [np.random.default_rng((how.seed, i)) for i in range(len(prompts))]
+    randoms = [np.random.default_rng((how.seed, i)) for i in places or range(len(prompts))]
     reader = Reader(engine, prompts, room, sources)
     alive = list(range(len(prompts)))
     while alive:

@@ -109,7 +109,9 @@ class KneserNey:
             before, num_contexts = keys, len(before)
             ids = np.full(len(tokens), -1)
             ids[at] = numbers
-        found.append(_smoothed(before, np.bincount(numbers), num_contexts, vocab_size))
+        found.append(
+            _smoothed(before, np.bincount(ids[place >= order - 1]), num_contexts, vocab_size)
+        )
         return KneserNey(vocab_size, first, tuple(found))
 
     def log_probabilities(self, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:

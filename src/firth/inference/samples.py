@@ -46,5 +46,25 @@ def continued_texts(
     ]
 
 
+def written_texts(
+    engine: Engine, tokenizer: Tokenizer, sources: Sequence[np.ndarray], max_tokens: int = 48
+) -> list[str]:
+    """Each source (token ids), and what an encoder-decoder makes of it most probably."""
+    vocabulary = tokenizer.vocabulary
+    closed = [np.concatenate([[vocabulary.first], ids, [vocabulary.last]]) for ids in sources]
+    *_, found = continuations(
+        engine,
+        [np.array([vocabulary.first])] * len(closed),
+        Decoding(max_tokens=max_tokens),
+        last=vocabulary.last,
+        stop=lambda _: False,
+        sources=closed,
+    )
+    return [
+        _one_line(f"{tokenizer.decode(source.tolist())}  ->  {tokenizer.decode(one.ids)}")
+        for source, one in zip(sources, found, strict=True)
+    ]
+
+
 def _one_line(text: str) -> str:
     return text.replace("\n", "\\n")

@@ -31,36 +31,71 @@ def rotary_tables(positions: Tensor, head_size: int, theta: float) -> tuple[Tens
 
 
 class _Rotate(torch.autograd.Function):
-    """Turns the first `count` of (N, C, K) columns and copies the others, in one new tensor."""
+    """Turns the first `count` of (N, C, K) columns and copies the others, in one new tensor.
+
+    With `norm_eps` the columns to be turned are normalised first, here, so that the gradient of
+    `columns` is not put together from parts.
+    """
 
     @staticmethod
-    def forward(ctx, columns: Tensor, cos: Tensor, sin: Tensor, count: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(cos, sin)
+    def forward(  # type: ignore[override]
+        ctx, columns: Tensor, cos: Tensor, sin: Tensor, count: int, norm_eps: float | None
+    ) -> Tensor:
+        turning, saved = columns[:, :count], ()
+        if norm_eps is not None:
+            plain = turning.contiguous()
+            size = plain.shape[-1:]
+            turning, *moments = torch.native_layer_norm(plain, size, None, None, norm_eps)
+            saved = (plain, *moments)
+        ctx.save_for_backward(cos, sin, *saved)
         ctx.count = count
-        return _rotated(columns, cos, sin, count)
+        turned = torch.empty_like(columns)
+        _turn(turning, cos, sin, turned[:, :count])
+        turned[:, count:] = columns[:, count:]
+        return turned
 
     @staticmethod
     def backward(ctx, *grads: Tensor):  # type: ignore[override]
-        cos, sin = ctx.saved_tensors
-        return _rotated(grads[0], cos, -sin, ctx.count), None, None, None
+        (cos, sin, *saved), (grad,) = ctx.saved_tensors, grads
+        count = ctx.count
+        d_columns = torch.empty_like(grad)
+        d_columns[:, count:] = grad[:, count:]
+        d_turning = torch.empty_like(saved[0]) if saved else d_columns[:, :count]
+        _turn(grad[:, :count], cos, -sin, d_turning)
+        if saved:
+            plain, mean, rstd = saved
+            d_columns[:, :count] = torch.ops.aten.native_layer_norm_backward(
+                d_turning, plain, plain.shape[-1:], mean, rstd, None, None, [True, False, False]
+            )[0]
+        return d_columns, None, None, None, None
 
 
-def _rotated(columns: Tensor, cos: Tensor, sin: Tensor, count: int) -> Tensor:
+def _turn(columns: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     cos = cos[:, None].to(columns.dtype)  # (N, 1, K/2)
     sin = sin[:, None].to(columns.dtype)
-    turned = torch.empty_like(columns)
     half = columns.shape[-1] // 2
-    a, b = columns[:, :count, :half], columns[:, :count, half:]
-    torch.mul(a, cos, out=turned[:, :count, :half]).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=turned[:, :count, half:]).addcmul_(a, sin)
-    turned[:, count:] = columns[:, count:]
-    return turned
+    a, b = columns[..., :half], columns[..., half:]
+    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin)
 
 
 @uncompiled  # it writes into views
-def rotate(columns: Tensor, tables: tuple[Tensor, Tensor], count: int) -> Tensor:
-    """Applies rotary positions to the first `count` of (N, C, K) columns: queries and keys."""
-    return _Rotate.apply(columns, *tables, count)  # type: ignore[return-value]
+def rotate(
+    columns: Tensor,
+    tables: tuple[Tensor, Tensor],
+    count: int,
+    *,
+    norm_eps: float | None = None,
+) -> Tensor:
+    """Applies rotary positions to the first `count` of (N, C, K) columns: queries and keys.
+
+    Args:
+        columns: all heads of each token.
+        tables: cosines and sines, (N, K/2).
+        count: heads that are turned.
+        norm_eps: if given, they are normalised first, each to mean 0 and variance 1.
+    """
+    return _Rotate.apply(columns, *tables, count, norm_eps)  # type: ignore[return-value]
 
 
 def sinusoids(positions: Tensor, size: int) -> Tensor:

@@ -6,22 +6,26 @@ from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firth.models.attention import Mask, Scores, attend
 from firth.models.cache import LayerCache
-from firth.models.layers import Dropout, FeedForward, RMSNorm
+from firth.models.layers import Dropout, FeedForward
 from firth.models.layout import Layout
 from firth.models.positions import rotate
 
 NormPlacement = Literal["post", "pre"]
+
+_QK_EPS = 1e-6
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2), one matrix for Q, K and V.
 
     With `num_groups` G < H heads share keys and values (Ainslie et al. 2023); with `qk_norm`
-    queries and keys are normalised head by head (Henry et al. 2020).
+    queries and keys are normalised head by head (Henry et al. 2020), by layer norm without weights
+    (Dehghani et al. 2023, section 2).
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(size, (num_heads + 2 * self.num_groups) * self.head_size, bias=bias)
         self.out = nn.Linear(num_heads * self.head_size, size, bias=bias)
         self.dropout = Dropout(dropout)
-        self.qk_norm = RMSNorm(self.head_size, eps=1e-6, gain=False) if qk_norm else None
+        self.qk_norm = qk_norm
         self.mask = mask
         self.scale = self.head_size**-0.5 if scale is None else scale
 
@@ -58,11 +62,12 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """(R, D) to (R, D); with a cache, sees what it holds and adds to it."""
         columns = self.qkv(x).view(len(x), -1, self.head_size)  # (R, H + 2G, K)
-        turned = self.num_heads + self.num_groups
-        if self.qk_norm is not None:
-            columns = torch.cat([self.qk_norm(columns[:, :turned]), columns[:, turned:]], dim=1)
+        turned, eps = self.num_heads + self.num_groups, _QK_EPS if self.qk_norm else None
         if rotary is not None:
-            columns = rotate(columns, rotary, turned)
+            columns = rotate(columns, rotary, turned, norm_eps=eps)
+        elif eps is not None:
+            normed = F.layer_norm(columns[:, :turned], (self.head_size,), eps=eps)
+            columns = torch.cat([normed, columns[:, turned:]], dim=1)
         how = _scores(self, self.mask)
         if cache is None:
             attended = attend(columns, layout, how, distances=distances)  # (R, H, K)

@@ -12,11 +12,11 @@ from firth.training import AdamW, Muon, Schedule, Training
 def gpt(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     """A small decoder with the modern parts, trained left to right (Radford et al. 2018, eq. 1).
 
-    Pre-norm RMSNorm and rotary positions (Touvron et al. 2023, section 2.2), GeGLU (Shazeer 2020),
-    normalised queries and keys (Henry et al. 2020), output matrices that begin at zero, Muon for
-    matrices and AdamW for the rest, a rate that falls to zero over the second half (Jordan et al.
-    2024, modded-nanogpt); byte-level BPE as GPT-2. BERT's sizes, with an intermediate size of 2/3,
-    so that the gated layer has as many weights; sequences of 128 tokens, batches of 8,192.
+    Pre-norm without biases, rotary positions (Su et al. 2021), GeGLU (Shazeer 2020), normalised
+    queries and keys (Henry et al. 2020; Dehghani et al. 2023), output matrices that begin at zero,
+    Muon for matrices and AdamW for the rest, a rate that falls to zero over the second half (Jordan
+    et al. 2024, modded-nanogpt); byte-level BPE as GPT-2. BERT's sizes, with an intermediate size
+    of 2/3, so that the gated layer has as many weights; sequences of 128 tokens, batches of 8,192.
     """
     shape = shape_of(size)
     model = GPTConfig(
@@ -25,7 +25,6 @@ def gpt(size: str = "mini", vocab_size: int = 8192) -> Recipe:
         dropout=0.0,
         activation="gelu",
         gated=True,
-        norm_kind="rms",
         positions="rotary",
         bias=False,
         qk_norm=True,
@@ -110,7 +109,7 @@ def hybrid(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     others, predicted from the position before (section 2.1); span masks whose rate falls from 30 %
     to 15 % (section 2.3); averaged weights.
 
-    Departures: rotary positions, RMSNorm and normalised queries and keys instead of relative
+    Departures: rotary positions and normalised queries and keys instead of relative
     positions, attention gates and layer weighting; Muon instead of LAMB; batches of 8,192 tokens.
     """
     plain = gpt(size, vocab_size)

@@ -35,8 +35,8 @@ def transformer(size: str = "mini", vocab_size: int = 8192) -> Recipe:
 def t5(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     """T5 v1.1 (Raffel et al. 2020; Shazeer 2020), at BERT's sizes: an encoder and a decoder each.
 
-    Pre-norm RMSNorm, relative position buckets, gated GELU, no biases, unscaled attention, an output
-    matrix of its own, no dropout in pre-training; spans of 3 tokens, 15 % (section 3.3.4).
+    Pre-norm RMSNorm, relative position buckets, gated GELU, no biases, unscaled attention, an
+    output matrix of its own, no dropout in pre-training; spans of 3 tokens, 15 % (section 3.3.4).
 
     Departures: Muon with AdamW for the rest instead of AdaFactor; a trapezoidal schedule; sequences
     of 128 tokens, opened by the vocabulary's first token, batches of 8,192; Unigram vocabulary of

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -52,8 +53,8 @@ def read_suite(
     Args:
         path: a file, or a folder of which all files with a fitting suffix are read.
         suite: "blimp" for .jsonl files with sentence_good, sentence_bad, UID and field; "pairs" for
-            .jsonl, .tsv and .csv files with columns good and bad, and if you like paradigm (by
-            default the file's name) and field (by default the paradigm).
+            .jsonl, .tsv and .csv files with columns good and bad, and perhaps paradigm (else the
+            file's name) and field (else the paradigm).
         limit: of each paradigm only the first pairs.
 
     Raises:
@@ -83,7 +84,7 @@ def _files(path: Path, suite: Suite) -> list[Path]:
     files = [file for file in find_files([path]) if file_format(file)[0] in _SUFFIXES[suite]]
     if not files:
         raise DataError(
-            f"{path}: no file of the suite {suite!r}; expected {known}, or these with "
+            f"{path}: no file of the suite {suite!r}; expected {known}, also with "
             f"{' or '.join(COMPRESSIONS)}; check the path and the suite"
         )
     return files
@@ -91,11 +92,8 @@ def _files(path: Path, suite: Suite) -> list[Path]:
 
 def _pairs(file: Path, suite: Suite) -> Iterator[MinimalPair]:
     there = _names(file)
-    wanted = {
-        part: name
-        for part, name in zip(_PARTS, _COLUMNS[suite], strict=True)
-        if name in there or part not in _OPTIONAL[suite]
-    }
+    named = zip(_PARTS, _COLUMNS[suite], strict=True)
+    wanted = {part: name for part, name in named if name in there or part not in _OPTIONAL[suite]}
     columns = ", ".join(wanted.values())
     if not set(wanted.values()) <= set(there):
         found = ", ".join(repr(name[:40]) for name in there) or "none"
@@ -180,19 +178,16 @@ def measure(pairs: Sequence[MinimalPair], differences: np.ndarray) -> Accuracies
         )
     places = _by_paradigm(pairs)
     paradigms = {name: accuracy(differences[at]) for name, at in places.items()}
-    of_field = {name: pairs[at[0]].field for name, at in places.items()}
+    of_field: dict[str, list[float]] = {}
+    for name, at in places.items():
+        of_field.setdefault(pairs[at[0]].field, []).append(paradigms[name])
     permuted = permutations(pairs)
     others = [value for name, value in paradigms.items() if name not in permuted]
     return Accuracies(
         paradigms=paradigms,
-        fields={
-            field: float(
-                np.mean([paradigms[name] for name in paradigms if of_field[name] == field])
-            )
-            for field in sorted(set(of_field.values()))
-        },
-        overall=float(np.mean(list(paradigms.values()))),
-        without_permutations=float(np.mean(others)) if others else None,
+        fields={field: fmean(values) for field, values in sorted(of_field.items())},
+        overall=fmean(paradigms.values()),
+        without_permutations=fmean(others) if others else None,
     )
 
 
@@ -204,8 +199,7 @@ def report(
 ) -> Report:
     """The accuracies of a model and of baselines, from the differences of their scores.
 
-    The metrics are the model's over all paradigms; `how`, fields, paradigms and baselines are in
-    the details.
+    The metrics are the model's over all paradigms; the details have `how` and all the rest.
     """
     permuted, found = permutations(pairs), measure(pairs, differences)
     paradigms = {

@@ -62,8 +62,8 @@ class PackedSequences:
 
     The batches of an epoch partition the corpus: its shuffled order is cut into stretches of equal
     length, at most a budget, and batch b holds the pieces that begin in stretch b. So every epoch
-    has the same number of batches, no token is lost and none is seen twice. Inside a batch sequences are sorted by length, which
-    lets attention work on contiguous groups.
+    has the same number of batches, no token is lost and none is seen twice. Inside a batch
+    sequences are sorted by length, which lets attention work on contiguous groups.
     """
 
     def __init__(
@@ -156,11 +156,20 @@ class PackedSequences:
         return self._orders[epoch]
 
 
+class SequencesAt(Protocol):
+    """Sequences as a pure function of the step."""
+
+    seed: int
+    steps_per_epoch: int
+
+    def sequences(self, step: int, progress: float = 0.0) -> Sequences: ...
+
+
 class ObjectiveBatches:
     """batch(step): the step's sequences, prepared by an objective with the step's own generator."""
 
     def __init__(
-        self, packed: PackedSequences, objective: Objective, *, total_steps: int | None = None
+        self, packed: SequencesAt, objective: Objective, *, total_steps: int | None = None
     ) -> None:
         """`total_steps` gives the objective's schedules their end."""
         self.packed, self.objective, self.total_steps = packed, objective, total_steps

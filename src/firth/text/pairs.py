@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,21 +65,22 @@ class ParallelCorpus:
             logger.warning("%s and %s: %d pairs with an empty side left out", source, target, count)
         if not kept:
             raise DataError(f"{source} and {target} hold no pairs")
-        first, second = zip(*kept, strict=True)
-        return ParallelCorpus(Lines(first), Lines(second))
+        return ParallelCorpus.of(kept)
+
+    @staticmethod
+    def of(pairs: Iterable[tuple[str, str]]) -> "ParallelCorpus":
+        """Pairs that are in memory."""
+        sources, targets = zip(*pairs, strict=True)
+        return ParallelCorpus(Lines(sources), Lines(targets))
 
     def split(self, *, valid: float, seed: int) -> tuple["ParallelCorpus", "ParallelCorpus"]:
         """Sets a share of the pairs aside, at random."""
-        count = max(1, round(valid * len(self.source.texts)))
-        held = set(np.random.default_rng(seed).permutation(len(self.source.texts))[:count].tolist())
-
-        def part(inside: bool) -> ParallelCorpus:
-            sides = (self.source.texts, self.target.texts)
-            return ParallelCorpus(
-                *(Lines(tuple(t for i, t in enumerate(s) if (i in held) == inside)) for s in sides)
-            )
-
-        return part(False), part(True)
+        pairs = list(zip(self.source.texts, self.target.texts, strict=True))
+        order = np.random.default_rng(seed).permutation(len(pairs))
+        count = max(1, round(valid * len(pairs)))
+        parts = (sorted(order[count:].tolist()), sorted(order[:count].tolist()))
+        train, held_out = (ParallelCorpus.of(pairs[i] for i in part) for part in parts)
+        return train, held_out
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,0 +1,155 @@
+"""Texts continued by a decoder, or written by an encoder-decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from firth.errors import ConfigError, UnsupportedError
+from firth.inference.beam_search import beam_search
+from firth.inference.generation import Continuation, Decoding, Ended, Stop, continuations
+from firth.models import EncoderDecoder
+
+if TYPE_CHECKING:
+    from firth.api.language_model import LanguageModel
+
+_TOGETHER = 64
+"""Texts that are generated at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A text and how the model went on; an encoder-decoder begins afresh from its source."""
+
+    prompt: str
+    """Empty where there is a source."""
+    continuation: str
+    tokens: list[str]
+    """Those of the continuation."""
+    log_probabilities: np.ndarray
+    """Of the tokens and, where there is one, of the closing token, in nats."""
+    ended: Ended
+    source: str = ""
+    """What the encoder of an encoder-decoder read."""
+
+    @property
+    def text(self) -> str:
+        """The prompt and its continuation."""
+        return self.prompt + self.continuation
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """What texts are generated from: token ids that open a text, and sources where there are."""
+
+    ids: list[np.ndarray]
+    sources: list[np.ndarray] | None
+
+    def part(self, places: Sequence[int]) -> _Prompts:
+        sources = None if self.sources is None else [self.sources[i] for i in places]
+        return _Prompts([self.ids[i] for i in places], sources)
+
+
+def generate_texts(
+    lm: LanguageModel, texts: Sequence[str], how: Decoding, stop: Sequence[str]
+) -> list[Generated]:
+    """A continuation of each text, or what an encoder-decoder writes for it; see `generate`."""
+    prompts = _prompts(lm, texts)
+    order = np.argsort([len(one) for one in prompts.sources or prompts.ids], kind="stable")
+    found: list[Continuation] = [Continuation() for _ in texts]
+    for places in np.split(order, range(_TOGETHER, len(order), _TOGETHER)):
+        for i, one in zip(places, _generate(lm, prompts, places.tolist(), how, stop), strict=True):
+            found[i] = one
+    return [_generated(lm, *one, stop) for one in zip(texts, found, strict=True)]
+
+
+def _generate(
+    lm: LanguageModel, prompts: _Prompts, places: list[int], how: Decoding, stop: Sequence[str]
+) -> list[Continuation]:
+    """The continuations of some of the prompts, of like length."""
+    if not places:
+        return []
+    last, part = lm.tokenizer.vocabulary.last, prompts.part(places)
+    if how.beams > 1:
+        best = beam_search(lm.engine, part.ids, how, last=last, sources=part.sources)
+        return [one[0] for one in best]
+    *_, found = continuations(
+        lm.engine,
+        part.ids,
+        how,
+        last=last,
+        stop=_stops(lm, stop),
+        sources=part.sources,
+        places=places,
+    )
+    return found
+
+
+def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]) -> Iterator[str]:
+    """What is generated from one text, piece by piece as it comes."""
+    if how.beams > 1:
+        raise ConfigError("a text that comes piece by piece has one beam; leave beams at 1")
+    prompts, last, shown = _prompts(lm, [text]), lm.tokenizer.vocabulary.last, ""
+    for (one,) in continuations(
+        lm.engine, prompts.ids, how, last=last, stop=_stops(lm, stop), sources=prompts.sources
+    ):
+        now = _generated(lm, text, one, stop).continuation
+        # Half a character, or what may become a stop string, waits for the next token.
+        whole = one.ended is not None or not now.endswith("\ufffd")
+        if whole and now.startswith(shown) and (one.ended or not _may_stop(now, stop)):
+            yield now[len(shown) :]
+            shown = now
+
+
+def _stops(lm: LanguageModel, stop: Sequence[str]) -> Stop:
+    def stops(ids: Sequence[int]) -> bool:
+        return bool(stop) and any(word in lm.tokenizer.decode(ids) for word in stop)
+
+    return stops
+
+
+def _prompts(lm: LanguageModel, texts: Sequence[str]) -> _Prompts:
+    """Token ids that open with the opening token and are not closed; sources, if any."""
+    vocabulary = lm.tokenizer.vocabulary
+    if isinstance(lm.model, EncoderDecoder):
+        sources = [encoding.ids for encoding in lm.encode(texts, whole=True)]
+        return _Prompts([np.array([vocabulary.first])] * len(sources), sources)
+    if not lm.causal:
+        raise UnsupportedError(
+            "generate needs a model that predicts the next token (a decoder), and this is a "
+            "masked one; fill its blanks with fill"
+        )
+    found = []
+    for encoding in lm.encode(texts):
+        inside = encoding.ids[encoding.words >= 0]
+        found.append(np.concatenate([[vocabulary.first], inside]))
+        if len(found[-1]) >= lm.max_length:
+            raise UnsupportedError(
+                f"a prompt has {len(found[-1])} tokens and the model's window is "
+                f"{lm.max_length}; shorten it, so that there is room for more"
+            )
+    return _Prompts(found, None)
+
+
+def _generated(lm: LanguageModel, text: str, one: Continuation, stop: Sequence[str]) -> Generated:
+    own = isinstance(lm.model, EncoderDecoder)  # it does not continue what it reads
+    ids = [] if own else lm.tokenizer.encode(text).ids.tolist()
+    added = lm.tokenizer.decode([*ids, *one.ids]).removeprefix(lm.tokenizer.decode(ids))
+    for word in stop:
+        added = added.partition(word)[0] if word in added else added
+    return Generated(
+        prompt="" if own else text,
+        source=text if own else "",
+        continuation=added,
+        tokens=[lm.tokenizer.token(i) for i in one.ids],
+        log_probabilities=np.array(one.log_probabilities),
+        ended=one.ended or "length",
+    )
+
+
+def _may_stop(text: str, stop: Sequence[str]) -> bool:
+    """Whether the text ends with the beginning of a stop string."""
+    return any(text.endswith(word[:n]) for word in stop for n in range(1, len(word) + 1))
