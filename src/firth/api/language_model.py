@@ -31,7 +31,7 @@ from firth.inference.minimal_pairs import (
 )
 from firth.inference.scoring import Filled, Score, fill, score_causal, score_masked
 from firth.interop.huggingface import save_model
-from firth.models import GPT, LanguageModelNetwork
+from firth.models import GPT, Bert, LanguageModelNetwork
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding, Report, Text
 from firth.tasks.suites import Suite, read_suite, report
@@ -71,10 +71,14 @@ class LanguageModel:
 
     @property
     def causal(self) -> bool:
-        """Whether the model predicts each token from those before it: it generates and scores, but
-        fills no blanks.
-        """
+        """Whether the model predicts each token from those before it, and so continues texts."""
         return isinstance(self.model, GPT)
+
+    @property
+    def fills(self) -> bool:
+        """Whether the model fills blanks: a masked one does, and a hybrid."""
+        model = self.model
+        return model.config.bidirectional if isinstance(model, GPT) else isinstance(model, Bert)
 
     @cached_property
     def engine(self) -> Engine:
@@ -86,10 +90,13 @@ class LanguageModel:
         return collate([encoding.ids for encoding in self.encode(texts)])
 
     def logits(self, texts: Sequence[Text]) -> list[TextArray]:
-        """Masked-LM scores of every token: one (tokens, V) array a text."""
+        """Scores over the vocabulary at every token: one (tokens, V) array a text.
+
+        A masked model's are of the token itself, a causal one's of the next token.
+        """
         self._need_head("logits")
         encodings = self.encode(texts, whole=True)
-        states = token_states(self.engine, encodings)
+        states = token_states(self.engine, encodings, causal=self.causal)
         device = self.engine.device
         with torch.inference_mode():
             return [
@@ -159,10 +166,10 @@ class LanguageModel:
             strings, such a result for each.
         """
         self._need_head("fill")
-        if self.causal:
+        if not self.fills:
             raise UnsupportedError(
-                "fill needs a masked language model, and this is a causal one; let it continue the "
-                "text instead, with generate"
+                "fill needs a masked language model, and this one writes from left to right; let "
+                "it continue the text instead, with generate"
             )
         single = isinstance(texts, str)
         encodings = self.encode([texts] if single else list(texts))
@@ -170,18 +177,27 @@ class LanguageModel:
         results: list[Any] = [blanks[0] if len(blanks) == 1 else blanks for blanks in found]
         return results[0] if single else results
 
-    def score(self, texts: Sequence[Text], *, within_word: bool = False) -> list[Score]:
-        """Log-likelihood of each text, token by token; of a masked model, pseudo-log-likelihood.
+    def score(
+        self, texts: Sequence[Text], *, within_word: bool = False, pseudo: bool = False
+    ) -> list[Score]:
+        """Log-likelihood of each text, token by token; where there is none, pseudo-log-likelihood.
 
-        With `within_word` the later tokens of the scored token's word are masked too.
+        Args:
+            texts: strings, or lists of the user's own words.
+            within_word: mask the later tokens of the scored token's word too.
+            pseudo: of a hybrid, which has both, the pseudo-log-likelihood.
+
+        Raises:
+            UnsupportedError: if the model has no such score.
         """
         self._need_head("score")
         encodings = self.encode(texts)
-        if not self.causal:
+        if not self.causal or (pseudo and self.fills):
             return score_masked(self.engine, self.tokenizer, encodings, within_word=within_word)
-        if within_word:
+        if within_word or pseudo:
             raise UnsupportedError(
-                "within_word is for masked models; a causal one sees no later tokens: leave it out"
+                "pseudo and within_word are for models that fill blanks; a causal one sees no "
+                "later tokens: leave them out (of a hybrid, within_word needs pseudo)"
             )
         return score_causal(self.engine, self.tokenizer, encodings)
 
@@ -192,6 +208,7 @@ class LanguageModel:
         suite: Suite = "blimp",
         limit: int | None = None,
         within_word: bool = False,
+        pseudo: bool = False,
     ) -> Report:
         """How often the model finds the good sentence of a pair likelier than the bad one.
 
@@ -200,6 +217,7 @@ class LanguageModel:
             suite: "blimp" for its own files, "pairs" for files with columns good and bad.
             limit: of each paradigm only the first pairs, for a quick look.
             within_word: as in `score`.
+            pseudo: as in `score`.
 
         Returns:
             Accuracy as the unweighted mean over paradigms, with and without those whose pairs are
@@ -213,7 +231,7 @@ class LanguageModel:
         pairs = read_suite(path, suite=suite, limit=limit)
         sentences = encode_pairs(self.tokenizer, [(pair.good, pair.bad) for pair in pairs])
         shards = training_shards(self.path, self.tokenizer)
-        score = partial(self.score, within_word=within_word)
+        score = partial(self.score, within_word=within_word, pseudo=pseudo)
         differences, method = model_differences(sentences, score)
         baselines = baseline_differences(sentences, shards, self.tokenizer) if shards else {}
         return report(pairs, differences, baselines, suite=suite, method=method, limit=limit)

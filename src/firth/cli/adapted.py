@@ -1,4 +1,4 @@
-"""`firth predict` and `firth evaluate` (of a language model on minimal pairs: `suites.py`)."""
+"""`firth predict` and `firth evaluate`, of a language model in `suites.py` and `texts.py`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +55,8 @@ class Evaluate:
     within_word: bool = False
     """With --suite, of a masked model: hide the rest of a token's word too (Kauf & Ivanova
     2023)."""
+    pseudo: bool = False
+    """With --suite, of a hybrid model: score by filling blanks instead of left to right."""
     device: str = "auto"
     json: bool = False
     """Print one JSON object, with the details."""

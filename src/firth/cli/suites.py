@@ -19,7 +19,11 @@ def evaluate_suite(options: Any) -> None:
             f"{options.model} is an adapted model; give the run it came from, or leave --suite out"
         )
     report = model.minimal_pairs(
-        options.file, suite=options.suite, limit=options.limit, within_word=options.within_word
+        options.file,
+        suite=options.suite,
+        limit=options.limit,
+        within_word=options.within_word,
+        pseudo=options.pseudo,
     )
     if options.json:
         print_report(report)

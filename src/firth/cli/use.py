@@ -61,6 +61,8 @@ class ScoreTexts:
     """A text a line; - for stdin."""
     within_word: bool = False
     """Of a masked model: hide the rest of a token's word too (Kauf & Ivanova 2023)."""
+    pseudo: bool = False
+    """Of a hybrid model: score by filling blanks instead of left to right."""
     json: bool = False
     """One JSON object a line, with every token's log probability."""
     device: str = "auto"
@@ -163,7 +165,8 @@ def score(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(ScoreTexts, arguments, "score")
     model = _load(options.model, options.device)
-    scores = model.score(read_lines(options.file), within_word=options.within_word)
+    how = {"within_word": options.within_word, "pseudo": options.pseudo}
+    scores = model.score(read_lines(options.file), **how)
     rows = []
     for one in scores:
         perplexity = one.perplexity if one.tokens else None

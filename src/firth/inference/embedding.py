@@ -98,7 +98,11 @@ def _join(pieces: list[Window], pooled: list[np.ndarray], text: int, how: Poolin
 
 
 def token_states(
-    engine: Engine, encodings: Sequence[Encoding], *, layers: tuple[int, ...] | None = None
+    engine: Engine,
+    encodings: Sequence[Encoding],
+    *,
+    layers: tuple[int, ...] | None = None,
+    causal: bool = False,
 ) -> list[np.ndarray]:
     """Hidden states of every token of every text, special tokens included.
 
@@ -111,7 +115,7 @@ def token_states(
     def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
         return _states(engine, batch, layers).float().cpu().numpy()
 
-    for chosen, batch, stacked in engine.run([w.ids for w in pieces], compute):
+    for chosen, batch, stacked in engine.run([w.ids for w in pieces], compute, causal=causal):
         for i, part in zip(chosen, np.split(stacked, batch.starts[1:-1].numpy()), strict=True):
             window = pieces[i]
             whole = states[window.text]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -50,6 +50,7 @@ class Engine:
         compute: Callable[[np.ndarray, Batch], T],
         *,
         segments: Sequence[np.ndarray] | None = None,
+        causal: bool = False,
     ) -> Iterator[tuple[np.ndarray, Batch, T]]:
         """Runs sequences in batches of like length.
 
@@ -58,6 +59,7 @@ class Engine:
             compute: calls the model; gets the indexes of a batch's sequences and the batch, and
                 runs in the compute dtype without gradients.
             segments: of each sequence, for pairs.
+            causal: have a decoder read from left to right, even one that could read both ways.
 
         Yields:
             The indexes of the batch's sequences, the batch, and what `compute` gave.
@@ -68,7 +70,10 @@ class Engine:
             batch = collate(
                 [ids[i] for i in chosen],
                 None if segments is None else [segments[i] for i in chosen],
-            ).to(self.device)
+            )
+            if causal:
+                batch = replace(batch, prefix=torch.zeros(len(chosen), dtype=torch.int64))
+            batch = batch.to(self.device)
             was_training = self.model.training
             self.model.eval()
             with torch.inference_mode(), computing(self.dtype, self.device):

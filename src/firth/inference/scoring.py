@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from firth.errors import UnsupportedError
+from firth.inference.blanks import blank_states, blank_token
 from firth.inference.forward import Engine, Window, windows
-from firth.protocols import ABSENT, Batch, Encoding, Tokenizer, Vocabulary
+from firth.protocols import Batch, Encoding, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def fill(
         UnsupportedError: if a text has no mask, or is longer than the model's window.
     """
     vocabulary = tokenizer.vocabulary
-    mask = tokenizer.token(_mask(vocabulary))
+    mask = tokenizer.token(blank_token(engine.model, vocabulary))
     for encoding in encodings:
         if vocabulary.mask not in encoding.ids:
             raise UnsupportedError(
@@ -89,7 +90,8 @@ def fill(
 
     def compute(_chosen: np.ndarray, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         at = (batch.input_ids == vocabulary.mask).nonzero().squeeze(1)
-        logits = engine.model.logits(engine.model(batch).last[at]).float()  # type: ignore[operator]
+        states = blank_states(engine.model, batch, at, vocabulary)
+        logits = engine.model.logits(states).float()  # type: ignore[operator]
         logits[:, list(vocabulary.special)] = -torch.inf
         best = torch.softmax(logits, dim=-1).topk(count)
         owners = torch.bucketize(at.cpu(), batch.starts, right=True) - 1
@@ -106,15 +108,6 @@ def fill(
                 ]
             )
     return found
-
-
-def _mask(vocabulary: Vocabulary) -> int:
-    if vocabulary.mask == ABSENT:
-        raise UnsupportedError(
-            "this vocabulary has no mask token (usual names: [MASK], <mask>); if it is called "
-            'otherwise, name it in tokenizer_config.json, for instance "mask_token": "[GAP]"'
-        )
-    return vocabulary.mask
 
 
 def _filled(tokenizer: Tokenizer, encoding: Encoding, place: int, token: int) -> str:
@@ -140,14 +133,14 @@ def score_masked(
     context.
 
     Args:
-        engine: a masked language model.
+        engine: a masked language model, a hybrid, or an encoder-decoder that fills blanks.
         tokenizer: of the model.
         encodings: the texts.
         within_word: mask the later tokens of the same word too (Kauf & Ivanova 2023, PLL-word-l2r),
             so that a rare word is not made likely by its own last tokens.
     """
     vocabulary = tokenizer.vocabulary
-    mask = _mask(vocabulary)
+    mask = blank_token(engine.model, vocabulary)
     copies: list[np.ndarray] = []
     where: list[tuple[int, int, int]] = []
     for window in windows(encodings, engine.max_length):
@@ -161,7 +154,7 @@ def score_masked(
 
     def compute(chosen: np.ndarray, batch: Batch) -> Tensor:
         at = batch.starts[:-1] + torch.tensor([where[i][2] for i in chosen])
-        hidden = engine.model(batch).last[at.to(engine.device)]
+        hidden = blank_states(engine.model, batch, at.to(engine.device), vocabulary)
         logits = engine.model.logits(hidden).float()  # type: ignore[operator]
         targets = torch.tensor([int(encodings[where[i][0]].ids[where[i][1]]) for i in chosen])
         return torch.log_softmax(logits, -1).cpu().gather(1, targets[:, None]).squeeze(1)
@@ -236,7 +229,7 @@ def score_causal(
         ]
         return torch.cat(parts).cpu().numpy()
 
-    for chosen, batch, values in engine.run([s.ids for s in stretches], compute):
+    for chosen, batch, values in engine.run([s.ids for s in stretches], compute, causal=True):
         for i, part in zip(chosen, np.split(values, batch.starts[1:-1].numpy()), strict=True):
             one = stretches[i]
             # The state at each token predicts the next one; the last one's prediction is idle.
