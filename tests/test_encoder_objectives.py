@@ -460,3 +460,15 @@ def test_preparing_a_batch_is_quick(objective, capsys):
         times.append(time.perf_counter() - begin)
     with capsys.disabled():
         print(f"\n{objective}: {1e3 * min(times):.1f} ms for {len(plain.ids)} tokens")
+
+
+def test_no_batch_of_pairs_is_empty():
+    """With a token more a sequence, a budget of one sequence once gave steps without any."""
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        documents = [rng.integers(5, 60, rng.integers(1, 40)) for _ in range(12)]
+        packed = PackedSequences(
+            ListSource(documents), VOCABULARY, max_length=16, batch_tokens=16, seed=0, spare=1
+        )
+        for step in range(packed.steps_per_epoch):
+            assert len(packed.sequences(step).starts) > 1

@@ -1,11 +1,13 @@
 """A hybrid of masked and causal language modelling through every room."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import firth
-from firth.errors import UnsupportedError
+from firth.errors import ConfigError, UnsupportedError
 from firth.models import GPT, EncoderDecoder
 from firth.protocols import Batch
 from tests.test_gpt_run import SMALL
@@ -105,3 +107,33 @@ def test_an_encoder_decoder_scores_by_its_sentinel():
         logits = model.logits(model(batch).last[1])
         expected.append(torch.log_softmax(logits, -1)[ids[t]].item())
     np.testing.assert_allclose(score.log_probabilities, expected, atol=1e-4)
+
+
+def test_a_causal_objective_sees_no_later_token_even_in_a_hybrid():
+    """Trained with CausalLM alone, a network that reads both ways must not read ahead."""
+    from firth.objectives import CausalLM
+    from tests.sources import VOCABULARY, sequences_of
+
+    config = firth.recipe("hybrid", size="tiny").with_vocabulary(VOCABULARY.size).model
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        sequences = sequences_of([12, 9])
+        batch = CausalLM().prepare(sequences, np.random.default_rng(0))
+        changed = batch.input_ids.clone()
+        changed[11] = 7 if changed[11] != 7 else 8  # the last token of the first sequence
+        before, after = model(batch).last, model(replace(batch, input_ids=changed)).last
+    torch.testing.assert_close(before[:11], after[:11], atol=1e-6, rtol=0)
+
+
+def test_objectives_that_do_not_fit_the_model_are_refused():
+    wrong = (
+        ("t5", {"type": "PrefixLM"}, "objective.encoder is False; set it to True"),
+        ("gpt", {"type": "PrefixLM", "encoder": True}, "objective.encoder is True"),
+        ("gpt", {"type": "Hybrid"}, "reads in both directions"),
+    )
+    for name, objective, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            firth.recipe(name).with_settings({"objective": objective})

@@ -46,8 +46,9 @@ class FineTuning:
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
     """What the head sees of a sequence: its first token, as BERT's and RoBERTa's own heads do, its
     last, which alone has seen all of a decoder's text (Radford et al. 2018, section 3.2), or the
-    mean of all, which few labels favour. "auto" takes the last token of a decoder, the mean where
-    the family's head in `transformers` allows it (ModernBERT), else the first."""
+    mean of all, which few labels favour. "auto" takes the last token of a decoder, the mean in a
+    hybrid, in the encoder of an encoder-decoder and where the family's head in `transformers`
+    allows it (ModernBERT), else the first."""
     dropout: float = 0.1
     patience: int = 20
     """Scorings of dev without improvement before stopping. There are about twenty a run, so by
@@ -74,7 +75,7 @@ class FineTuning:
         for module in network.modules():
             if isinstance(module, Dropout):
                 module.rate = self.dropout
-        for name in ("head", "pooler", "pair_head", "boundary_head"):
+        for name in ("head", "pooler", "pair_head", "boundary_head", "decoder"):
             unused = getattr(network.body, name, None)
             if unused is not None:
                 unused.requires_grad_(False)

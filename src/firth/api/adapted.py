@@ -30,6 +30,7 @@ from firth.interop.huggingface import (
     stock_family,
     stock_head,
 )
+from firth.models import Bert
 from firth.models.mix import LayerMix, Pooling, SequenceHead
 from firth.protocols import Example, Report, Text
 from firth.tasks import TASKS
@@ -265,13 +266,20 @@ def _with_labels(
     return task.fit_labels(both)
 
 
+def _pooling(lm: LanguageModel) -> Pooling:
+    """What the head sees of a sequence, where nothing else is asked for."""
+    if lm.causal:
+        return "mean" if lm.fills else "last"
+    first = isinstance(lm.model, Bert) and stock_family(lm.model.config) != "modernbert"
+    return "first" if first else "mean"
+
+
 def _network(
     lm: LanguageModel, task: Classification, adaptation: FineTuning | Frozen, seed: int
 ) -> AdaptedNetwork:
     torch.manual_seed(seed)
     config = lm.model.config
-    pooling: Pooling = "mean" if stock_family(config) == "modernbert" else "first"
-    pooling = "last" if lm.causal else pooling
+    pooling = _pooling(lm)
     if isinstance(adaptation, FineTuning) and adaptation.pooling != "auto":
         pooling = adaptation.pooling
     head = stock_head(config, task.num_outputs, adaptation.dropout, pooling=pooling)

@@ -31,7 +31,7 @@ from firth.inference.minimal_pairs import (
 )
 from firth.inference.scoring import Filled, Score, fill, score_causal, score_masked
 from firth.interop.huggingface import save_model
-from firth.models import GPT, Bert, LanguageModelNetwork
+from firth.models import GPT, Bert, EncoderDecoder, LanguageModelNetwork
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding, Report, Text
 from firth.tasks.suites import Suite, read_suite, report
@@ -95,6 +95,11 @@ class LanguageModel:
         A masked model's are of the token itself, a causal one's of the next token.
         """
         self._need_head("logits")
+        if isinstance(self.model, EncoderDecoder):
+            raise UnsupportedError(
+                "logits of an encoder-decoder depend on what its decoder has written; use generate "
+                "or score, or call the model with a batch that has a source"
+            )
         encodings = self.encode(texts, whole=True)
         states = token_states(self.engine, encodings, causal=self.causal)
         device = self.engine.device
@@ -192,6 +197,8 @@ class LanguageModel:
         """
         self._need_head("score")
         encodings = self.encode(texts)
+        if within_word and isinstance(self.model, EncoderDecoder):
+            raise UnsupportedError("within_word is for masked models; leave it out")
         if not self.causal or (pseudo and self.fills):
             return score_masked(self.engine, self.tokenizer, encodings, within_word=within_word)
         if within_word or pseudo:

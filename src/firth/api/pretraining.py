@@ -76,6 +76,8 @@ def pretrain(
     """
     prepare_process()
     check_corpus(recipe, corpus)
+    if valid is not None:
+        check_corpus(recipe, valid)
     run = Path(output)
     ranks, torch_device = join(pick_device(device))
     if ranks.first:
@@ -258,6 +260,7 @@ def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) 
         path=run,
         total_steps=training.steps,
         valid=ObjectiveBatches(held_out, recipe.objective.for_validation()),
+        valid_objective=recipe.objective.for_validation(),
         num_valid_batches=min(held_out.steps_per_epoch, enough),
         unigram_entropy=text["train"].shards.unigram_entropy() if one_loss else None,
         sample=_sampler(text["valid"], tokenizer, recipe),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from firth.errors import ConfigError
+from firth.errors import ConfigError, DataError
 from firth.objectives import SequenceToSequence
 from firth.protocols import Vocabulary
 from firth.recipes import Recipe
@@ -36,7 +36,13 @@ class TrainingText:
         folder = run / "data" / part
         if isinstance(corpus, ParallelCorpus):
             source = write_shards(corpus.source, tokenizer, folder.with_suffix(f".{_SOURCE}"))
-            return TrainingText(write_shards(corpus.target, tokenizer, folder), source)
+            target = write_shards(corpus.target, tokenizer, folder)
+            if not source.num_documents == target.num_documents == len(corpus.source.texts):
+                raise DataError(
+                    f"of {len(corpus.source.texts):,} {part} pairs some have a side of which the "
+                    "tokenizer keeps nothing (marks alone, say); leave them out"
+                )
+            return TrainingText(target, source)
         return TrainingText(write_shards(corpus, tokenizer, folder))
 
     @staticmethod

@@ -93,6 +93,8 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 def evaluate(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Evaluate, arguments, "evaluate")
+    if options.target is not None and options.suite is not None:
+        raise ConfigError("--suite and --target measure different things; give one of them")
     if options.target is not None:
         evaluate_texts(options)
         return

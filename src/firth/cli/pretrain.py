@@ -76,6 +76,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     options = parse(Options, others, "pretrain")
     if not options.corpus:
         raise ConfigError("no text was given: firth pretrain RECIPE FILES... -o RUN")
+    if options.valid_target is not None and not options.valid:
+        raise ConfigError(f"--valid-target {options.valid_target} needs --valid, its sources")
     prepare_process(options.threads)
     valid = _corpus(options.valid, options.valid_target, options) if options.valid else None
     command = shlex.join(["firth", "pretrain", *arguments])

@@ -9,11 +9,12 @@ from firth.cli.options import read_lines
 from firth.cli.suites import print_report
 from firth.errors import ConfigError, DataError
 from firth.models import EncoderDecoder
-from firth.tasks.text_to_text import bleu
+from firth.tasks.text_to_text import bleu, sacrebleu_metrics
 
 
 def evaluate_texts(options: Any) -> None:
     """Runs the verb for the options of `evaluate` that have a target."""
+    sacrebleu_metrics()  # before the texts are written, which takes its time
     model = load(options.model, device=options.device)
     if not isinstance(model, LanguageModel) or not isinstance(model.model, EncoderDecoder):
         raise ConfigError(f"{options.model} is no encoder-decoder; --target needs one")

@@ -148,7 +148,7 @@ def generate(arguments: Sequence[str]) -> None:
     settings = {**vars(options.how), "stop": options.stop}
     if len(options.texts) == 1 and options.how.beams == 1 and not options.json:
         (text,) = options.texts
-        print(text, end="", flush=True)
+        print(text if model.causal else "", end="", flush=True)
         for piece in model.stream(text, **settings):
             print(piece, end="", flush=True)
         print()

@@ -74,9 +74,10 @@ def fill(
         UnsupportedError: if a text has no mask, or is longer than the model's window.
     """
     vocabulary = tokenizer.vocabulary
-    mask = tokenizer.token(blank_token(engine.model, vocabulary))
+    blank = blank_token(engine.model, vocabulary)
+    mask = tokenizer.token(blank)
     for encoding in encodings:
-        if vocabulary.mask not in encoding.ids:
+        if blank not in encoding.ids:
             raise UnsupportedError(
                 f"{encoding.text!r} has no blank; write {mask} where it should be"
             )
@@ -89,7 +90,7 @@ def fill(
     count = min(top_k, vocabulary.size - len(vocabulary.special))
 
     def compute(_chosen: np.ndarray, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        at = (batch.input_ids == vocabulary.mask).nonzero().squeeze(1)
+        at = (batch.input_ids == blank).nonzero().squeeze(1)
         states = blank_states(engine.model, batch, at, vocabulary)
         logits = engine.model.logits(states).float()  # type: ignore[operator]
         logits[:, list(vocabulary.special)] = -torch.inf

@@ -149,6 +149,11 @@ def config_from_t5(
         raise UnsupportedError(
             f"{where}: feed_forward_proj is {form!r}; supported: {', '.join(_FEED_FORWARD)}"
         )
+    if settings.get("tie_word_embeddings") is False and "lm_head.weight" not in tensors:
+        raise CheckpointError(
+            f"{where}: the settings say that the output matrix is one of its own, and there is no "
+            "lm_head.weight; save the model with its head (T5ForConditionalGeneration)"
+        )
     fields = {ours: known[theirs] for ours, theirs in _FIELDS.items()}
     if fields["num_decoder_layers"] == fields["num_layers"]:
         fields["num_decoder_layers"] = None

@@ -52,6 +52,6 @@ class BoundaryHead(nn.Module):
         place = boundaries[:, 2]
         known = (place >= 0) & (place < self.place_embeddings.num_embeddings)
         sides, place = boundaries[known, :2], place[known]
-        states = hidden.index_select(0, sides.flatten()).view(len(sides), -1)  # (M, 2 D)
+        states = hidden.index_select(0, sides.flatten()).view(-1, 2 * hidden.shape[1])  # (M, 2 D)
         y = self.transform(states, place)
         return linear_cross_entropy(y, embedding, self.bias, targets[known])

@@ -82,6 +82,12 @@ class EncoderDecoderConfig:
             )
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ConfigError("sinusoidal positions need an even hidden_size")
+        if self.distance_buckets < 4 or self.max_distance <= self.distance_buckets // 2:
+            raise ConfigError(
+                f"distance_buckets is {self.distance_buckets} and max_distance "
+                f"{self.max_distance}; expected at least 4 buckets, and a distance of more than "
+                "half of them"
+            )
 
     @property
     def size_of_head(self) -> int:
@@ -131,7 +137,7 @@ class Stack(nn.Module):
                 both_sides=not decoder,
             )
         self.final_norm = _norm(config) if config.norm == "pre" else nn.Identity()
-        self.dropout = Dropout(config.dropout if config.norm == "pre" else 0.0)
+        self.dropout = Dropout(config.dropout) if config.norm == "pre" else nn.Identity()
 
     def forward(
         self,
@@ -342,7 +348,7 @@ def _block(config: EncoderDecoderConfig, *, decoder: bool) -> Block:
             activation=config.activation,
             gated=config.gated,
             bias=config.bias,
-            dropout=config.dropout if config.norm == "pre" else 0.0,
+            dropout=config.dropout if config.norm == "pre" else None,
         ),
         attention_norm=_norm(config),
         feed_forward_norm=_norm(config),

@@ -203,14 +203,14 @@ class FeedForward(nn.Module):
         activation: Activation,
         gated: bool,
         bias: bool,
-        dropout: float = 0.0,
+        dropout: float | None = None,
     ) -> None:
         super().__init__()
         self.up = nn.Linear(size, intermediate_size * (2 if gated else 1), bias=bias)
         self.down = nn.Linear(intermediate_size, size, bias=bias)
         self.activation = activation
         self.gated = gated
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Identity() if dropout is None else Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)  # (N, F) or (N, 2F)

@@ -40,6 +40,7 @@ class CausalLM:
         return Batch(
             input_ids=torch.from_numpy(sequences.ids),
             starts=torch.from_numpy(sequences.starts),
+            prefix=torch.zeros(len(ends), dtype=torch.int64),
             predict_at=torch.from_numpy(at),
             targets=torch.from_numpy(sequences.ids[at + 1]),
         )

@@ -90,7 +90,12 @@ class Deshuffling:
         ids, lengths = inner_tokens(sequences)
         owner = np.repeat(np.arange(len(lengths)), lengths)
         shuffled = ids[np.lexsort((rng.random(len(ids)), owner))]
-        return teacher_forced((shuffled, lengths), (ids, lengths), sequences.vocabulary)
+        return teacher_forced(
+            (shuffled, lengths),
+            (ids, lengths),
+            sequences.vocabulary,
+            ends=sequences.ends_document,
+        )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Cross-entropy of the targets."""
@@ -196,6 +201,8 @@ class PrefixLM:
 
     Each sequence is cut at a place drawn uniformly. A decoder sees the tokens before it in both
     directions and predicts those after it; with `encoder` the first part goes to the encoder.
+
+    Departure: generating and scoring read a prompt from left to right, as every decoder's.
     """
 
     models: ClassVar[tuple[str, ...]] = ("GPTConfig", "EncoderDecoderConfig")
@@ -220,7 +227,10 @@ class PrefixLM:
             place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             first = place < np.repeat(cut, lengths)
             return teacher_forced(
-                (ids[first], cut), (ids[~first], lengths - cut), sequences.vocabulary
+                (ids[first], cut),
+                (ids[~first], lengths - cut),
+                sequences.vocabulary,
+                ends=sequences.ends_document,
             )
         starts = sequences.starts
         place = np.arange(len(sequences.ids)) - np.repeat(starts[:-1], np.diff(starts))

@@ -67,20 +67,25 @@ def teacher_forced(
     source: tuple[np.ndarray, np.ndarray],
     target: tuple[np.ndarray, np.ndarray],
     vocabulary: Vocabulary,
+    *,
+    ends: np.ndarray | None = None,
 ) -> Batch:
     """A batch of sources and targets, given as flat token ids and lengths without special tokens.
 
     The source is opened and closed; the decoder reads the opening token and the target, and
-    predicts the target and the closing token.
+    predicts the target and the closing token, this only where `ends` (B) says that the text ends.
     """
     closed, starts = _wrapped(*source, vocabulary.first, vocabulary.last)
-    wanted, ends = _wrapped(*target, None, vocabulary.last)
+    wanted, closing = _wrapped(*target, None, vocabulary.last)
     read, _ = _wrapped(*target, vocabulary.first, None)
+    at = np.arange(len(read))
+    if ends is not None:
+        at = np.delete(at, closing[1:][~ends] - 1)
     return Batch(
         input_ids=torch.from_numpy(read),
-        starts=torch.from_numpy(ends),
-        predict_at=torch.arange(len(read)),
-        targets=torch.from_numpy(wanted),
+        starts=torch.from_numpy(closing),
+        predict_at=torch.from_numpy(at),
+        targets=torch.from_numpy(wanted[at]),
         source=Batch(input_ids=torch.from_numpy(closed), starts=torch.from_numpy(starts)),
     )
 

@@ -119,4 +119,5 @@ def hybrid(size: str = "mini", vocab_size: int = 8192) -> Recipe:
         name="hybrid",
         model=replace(plain.model, bidirectional=True),
         objective=Hybrid(),
+        training=replace(plain.training, average=0.998),
     )

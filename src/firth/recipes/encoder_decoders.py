@@ -15,7 +15,8 @@ def transformer(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     dropout and label smoothing 0.1, one vocabulary of both languages.
 
     Departures, for small corpora: byte-level BPE of 8,192 instead of 37,000; batches of 4,096
-    tokens of both sides; warm-up over a tenth of the run, up to 1e-3; no averaging of checkpoints.
+    tokens of both sides; warm-up over a tenth of the run, up to 1e-3; dropout of the attention
+    probabilities too, as in the published program; no averaging of checkpoints.
     """
     return Recipe(
         name="transformer",
@@ -39,8 +40,9 @@ def t5(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     output matrix of its own, no dropout in pre-training; spans of 3 tokens, 15 % (section 3.3.4).
 
     Departures: Muon with AdamW for the rest instead of AdaFactor; a trapezoidal schedule; sequences
-    of 128 tokens, opened by the vocabulary's first token, batches of 8,192; Unigram vocabulary of
-    8,192 with 100 sentinels trained on the corpus; intermediate size 2/3 of BERT's.
+    of 128 tokens, opened by the vocabulary's first token, batches of 8,192; byte-level BPE of 8,192
+    with 100 sentinels trained on the corpus instead of SentencePiece; intermediate size 2/3 of
+    BERT's.
     """
     shape = shape_of(size)
     return Recipe(

@@ -7,8 +7,15 @@ from typing import Any, Literal
 
 from firth.config import merge, nested
 from firth.errors import ConfigError
-from firth.models import BertConfig, ModelConfig
-from firth.objectives import MaskedLM, Objective, SentencePairs, SpanBoundary
+from firth.models import BertConfig, EncoderDecoderConfig, ModelConfig
+from firth.objectives import (
+    Hybrid,
+    MaskedLM,
+    Objective,
+    PrefixLM,
+    SentencePairs,
+    SpanBoundary,
+)
 from firth.training import BUDGETS, Training
 
 logger = logging.getLogger(__name__)
@@ -109,6 +116,18 @@ def _check_objective(recipe: Recipe) -> None:
         raise ConfigError(
             f"{type(objective).__name__} trains {' or '.join(objective.models)}, and this model is "
             f"of {type(model).__name__}; choose a recipe with such a model, or another objective"
+        )
+    if isinstance(objective, PrefixLM):
+        own = isinstance(model, EncoderDecoderConfig)
+        if objective.encoder != own:
+            raise ConfigError(
+                f"objective.encoder is {objective.encoder}; set it to {own} for this model, which "
+                f"has {'an' if own else 'no'} encoder of its own"
+            )
+    if isinstance(objective, Hybrid) and not getattr(model, "bidirectional", False):
+        raise ConfigError(
+            "Hybrid trains a model that reads in both directions; set model.bidirectional to true, "
+            "or start from the recipe hybrid"
         )
     encoder = isinstance(model, BertConfig)
     if isinstance(objective, SpanBoundary) and not (encoder and model.boundary_places):

@@ -27,7 +27,7 @@ def bleu(outputs: Sequence[str], references: Sequence[str], *, method: str) -> R
         raise DataError(
             f"{len(outputs):,} outputs and {len(references):,} references; expected one a line"
         )
-    scores = _sacrebleu()
+    scores = sacrebleu_metrics()
     metrics, signatures = {}, {}
     for name, metric in (("bleu", scores.BLEU()), ("chrf", scores.CHRF())):
         metrics[name] = float(metric.corpus_score(list(outputs), [list(references)]).score)
@@ -40,7 +40,12 @@ def bleu(outputs: Sequence[str], references: Sequence[str], *, method: str) -> R
     )
 
 
-def _sacrebleu() -> Any:
+def sacrebleu_metrics() -> Any:
+    """The module `sacrebleu.metrics`.
+
+    Raises:
+        UnsupportedError: if sacreBLEU is not installed.
+    """
     try:
         import sacrebleu.metrics
     except ImportError as error:

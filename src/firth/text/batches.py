@@ -107,7 +107,7 @@ class PackedSequences:
         self.batch_tokens, self.seed, self.shuffle = batch_tokens, seed, shuffle
         self.added = 2 + spare
         self.tokens_per_epoch = int((self.end - self.begin + self.added).sum())
-        longest = int((self.end - self.begin).max()) + 2
+        longest = int((self.end - self.begin).max()) + self.added
         self.steps_per_epoch = steps_in(self.tokens_per_epoch, batch_tokens, longest)
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 

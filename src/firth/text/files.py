@@ -104,7 +104,7 @@ def read_chunks(path: Path) -> Iterator[bytes]:
         DataError: if the file cannot be read, or its compressed content is damaged or cut short.
         UnsupportedError: if it is .zst and `zstandard` is not installed.
     """
-    compression = file_format(path)[1]
+    compression = path.suffix.lower()
     try:
         with path.open("rb") as file:
             if compression == ".zst":

@@ -58,26 +58,38 @@ class ParallelCorpus:
                 f"{source} has {len(sides[0]):,} lines and {target} has {len(sides[1]):,}; "
                 "expected one line of each for every pair"
             )
-        pairs = [(a.strip(), b.strip()) for a, b in zip(*sides, strict=True)]
-        kept = [(a, b) for a, b in pairs if a and b]
-        if len(kept) < len(pairs):
-            count = len(pairs) - len(kept)
-            logger.warning("%s and %s: %d pairs with an empty side left out", source, target, count)
-        if not kept:
-            raise DataError(f"{source} and {target} hold no pairs")
-        return ParallelCorpus.of(kept)
+        return ParallelCorpus.of(zip(*sides, strict=True))
 
     @staticmethod
     def of(pairs: Iterable[tuple[str, str]]) -> "ParallelCorpus":
-        """Pairs that are in memory."""
-        sources, targets = zip(*pairs, strict=True)
+        """Pairs that are in memory; those with an empty side go.
+
+        Raises:
+            DataError: if there are none.
+        """
+        stripped = [(source.strip(), target.strip()) for source, target in pairs]
+        kept = [pair for pair in stripped if all(pair)]
+        if len(kept) < len(stripped):
+            logger.warning("%d pairs with an empty side left out", len(stripped) - len(kept))
+        if not kept:
+            raise DataError("there are no pairs of texts; expected a source and a target each")
+        sources, targets = zip(*kept, strict=True)
         return ParallelCorpus(Lines(sources), Lines(targets))
 
     def split(self, *, valid: float, seed: int) -> tuple["ParallelCorpus", "ParallelCorpus"]:
-        """Sets a share of the pairs aside, at random."""
+        """Sets a share of the pairs aside, at random.
+
+        Raises:
+            ConfigError: if one of the parts would be empty.
+        """
         pairs = list(zip(self.source.texts, self.target.texts, strict=True))
         order = np.random.default_rng(seed).permutation(len(pairs))
         count = max(1, round(valid * len(pairs)))
+        if not 0 < valid < 1 or count >= len(pairs):
+            raise ConfigError(
+                f"a share of {valid} of {len(pairs)} pairs leaves a part empty; give validation "
+                "files, or another share"
+            )
         parts = (sorted(order[count:].tolist()), sorted(order[:count].tolist()))
         train, held_out = (ParallelCorpus.of(pairs[i] for i in part) for part in parts)
         return train, held_out

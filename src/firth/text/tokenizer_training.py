@@ -180,7 +180,9 @@ def _finish(kind: str, learner: Tokenizer, normalizer: Any, sentinels: int) -> T
     backend.add_special_tokens(
         [AddedToken(token, lstrip=token == "<mask>") for token in parts.special.values()]
     )
-    backend.add_special_tokens([AddedToken(SENTINEL.format(i)) for i in range(sentinels)])
+    backend.add_special_tokens(
+        [AddedToken(SENTINEL.format(i), lstrip=True) for i in range(sentinels)]
+    )
     backend.post_processor = _post_processor(kind, backend, parts.special)
     return backend
 

@@ -138,15 +138,16 @@ def steps(
         add_up_gradients(state.model, ranks)
         add_up([total], ranks)
         norm = _update(state, training.clip)
+        num_tokens = batch.num_tokens + (batch.source.num_tokens if batch.source else 0)
         state.step += 1
-        state.tokens += batch.num_tokens
+        state.tokens += num_tokens
         if state.average is not None:
             state.average.update(state.model, state.step)
         yield Step(
             step=state.step,
             loss=float(total),
             num_predictions=batch.num_predictions,
-            num_tokens=batch.num_tokens,
+            num_tokens=num_tokens,
             seconds=time.perf_counter() - begin,
             learning_rate=rate,
             gradient_norm=float(norm),

@@ -36,6 +36,8 @@ class Run:
     path: Path
     total_steps: int
     valid: Batches | None = None
+    valid_objective: Trainable | None = None
+    """What gives the validation loss; None for that of training."""
     num_valid_batches: int = 0
     unigram_entropy: float | None = None
     """Nats a token: what a model scores that knows word frequencies and nothing else."""
@@ -221,7 +223,8 @@ def _evaluate(
     """Measures the validation loss; returns whether it is the best so far."""
     assert run.valid is not None
     with averaged_weights(state):
-        loss = mean_loss(state.model, objective, run.valid, run.num_valid_batches, training)
+        measured = run.valid_objective or objective
+        loss = mean_loss(state.model, measured, run.valid, run.num_valid_batches, training)
         lines = run.sample(state.model) if run.sample and run.ranks.first else []
     record["valid_loss"] = loss
     better = loss < record["best_loss"]
