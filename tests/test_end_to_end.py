@@ -23,6 +23,7 @@ import torch
 
 import firth
 from firth.cli import VERBS, main
+from firth.recipes import RECIPES
 from firth.training.tracking import read_metrics
 
 DEMO_DATA = Path(firth.__file__).parent / "demo_data"
@@ -316,7 +317,7 @@ def test_settings_of_an_attempt_that_never_began_are_forgotten(corpus, tmp_path,
 
     path = tmp_path / "run"
     with monkeypatch.context() as context:
-        context.setattr("firth.api.pretraining.write_shards", stop)
+        context.setattr("firth.api.training_text.write_shards", stop)
         assert run(*training(corpus, path, steps=2)).code == 130
     good(*training(corpus, path, "--vocab", 300, steps=2))
     assert firth.Tokenizer.load(path).vocabulary.size == 300
@@ -750,7 +751,8 @@ def test_score_as_json_is_json_for_empty_lines_too(tiny_run, lines):
 
 def test_recipes():
     names = [line.split("\t")[0] for line in good("recipes").splitlines()]
-    assert names == ["bert", "modern-bert", "gpt", "gpt2"]
+    assert names == list(RECIPES)
+    assert {"bert", "roberta", "spanbert", "gpt", "t5", "transformer", "hybrid"} <= set(names)
     assert set(strict_json(good("recipes", "--json"))) == set(names)
     for name in names:
         shown = good("recipes", "show", name, "--size", "tiny")

@@ -268,7 +268,7 @@ def test_labels_that_are_not_as_many_as_outputs(tmp_path):
             {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2}}},
             r"\(yarn\); supported: 'default'",
         ),
-        ("bert", {"model_type": "t5"}, "model_type is 't5'; supported: bert, roberta"),
+        ("bert", {"model_type": "bloom"}, "model_type is 'bloom'; supported: bert, roberta"),
         ("bert", {"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification"),
     ],
 )

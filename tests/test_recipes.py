@@ -76,7 +76,7 @@ def test_wrong_settings_are_refused(settings, found):
     ("name", "settings", "found"),
     [
         ("bert", {"objective.type": "SentencePairs"}, "model.pair_head to true"),
-        ("gpt2", {"objective.type": "SentencePairs"}, "the recipe bert-nsp"),
+        ("gpt2", {"objective.type": "SentencePairs"}, "SentencePairs trains BertConfig"),
         ("bert", {"objective.type": "SpanBoundary"}, "model.boundary_places to 15"),
         ("bert-nsp", {"data.packing": "full"}, "data.packing to documents"),
         ("bert-nsp", {"model.num_segments": 1}, "num_segments 2"),

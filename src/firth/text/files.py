@@ -104,7 +104,8 @@ def read_chunks(path: Path) -> Iterator[bytes]:
         DataError: if the file cannot be read, or its compressed content is damaged or cut short.
         UnsupportedError: if it is .zst and `zstandard` is not installed.
     """
-    compression = path.suffix.lower()
+    suffix = path.suffix.lower()
+    compression = suffix if suffix in COMPRESSIONS else ""
     try:
         with path.open("rb") as file:
             if compression == ".zst":
