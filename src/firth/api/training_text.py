@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from firth.errors import ConfigError, DataError
 from firth.objectives import SequenceToSequence
@@ -64,7 +65,7 @@ class TrainingText:
         self, recipe: Recipe, vocabulary: Vocabulary, seed: int
     ) -> PackedSequences | PairedSequences:
         """The sequences of each step, as the recipe has them."""
-        shape = {
+        shape: dict[str, Any] = {
             "max_length": recipe.data.max_length,
             "batch_tokens": recipe.training.batch_tokens,
             "seed": seed,

@@ -51,17 +51,20 @@ def cut_documents(starts: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndar
 
 
 def steps_in(total: int, budget: int, longest: int) -> int:
-    """Stretches of at most `budget` tokens that `total` is cut into, each so long that a sequence
-    begins in it, as none is longer than `longest`.
+    """Stretches of `budget` tokens that `total` is cut into; in each a sequence begins.
+
+    No sequence is longer than `longest`. The last stretch goes to the end: it is shorter, or longer
+    where what is left over might lie inside one sequence.
     """
-    return max(1, min(-(-total // budget), total // longest))
+    steps = -(-total // budget)
+    return steps - 1 if steps > 1 and total - (steps - 1) * budget < longest else steps
 
 
 class PackedSequences:
     """Document pieces with their special tokens, drawn up to a token budget.
 
-    The batches of an epoch partition the corpus: its shuffled order is cut into stretches of equal
-    length, at most a budget, and batch b holds the pieces that begin in stretch b. So every epoch
+    The batches of an epoch partition the corpus: its shuffled order is cut into stretches of a
+    budget, and batch b holds the pieces that begin in stretch b. So every epoch
     has the same number of batches, no token is lost and none is seen twice. Inside a batch
     sequences are sorted by length, which lets attention work on contiguous groups.
     """
@@ -137,8 +140,10 @@ class PackedSequences:
         """Which pieces a step holds, the shortest first."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order, first = self._order(epoch)
-        stretch = self.tokens_per_epoch / self.steps_per_epoch
-        low, high = np.searchsorted(first, [place * stretch, (place + 1) * stretch])
+        budget = self.batch_tokens
+        low, high = np.searchsorted(first, [place * budget, (place + 1) * budget])
+        if place == self.steps_per_epoch - 1:
+            high = len(order)
         pieces = order[low:high]
         return pieces[np.argsort((self.end - self.begin)[pieces], kind="stable")]
 

@@ -106,7 +106,7 @@ class PairedSequences:
     """Pairs of tokenised texts up to a token budget, of like length together.
 
     The batches of an epoch partition the pairs: each epoch shuffles, sorts windows of fifty budgets
-    by length, and cuts the order into stretches of equal length, as `PackedSequences` does.
+    by length, and cuts the order into stretches of a budget, as `PackedSequences` does.
     """
 
     def __init__(
@@ -191,9 +191,8 @@ class PairedSequences:
             rng = random_stream(self.seed, _ORDER, epoch)
             order = self._sorted_in_windows(rng.permutation(self.kept))
             sizes = self.lengths[:, order].sum(axis=0)
-            first, stretch = np.cumsum(sizes) - sizes, self.tokens_per_epoch / self.steps_per_epoch
-            cuts = np.searchsorted(first, np.arange(1, self.steps_per_epoch) * stretch)
-            batches = np.split(order, cuts)
+            cuts = np.arange(1, self.steps_per_epoch) * self.batch_tokens
+            batches = np.split(order, np.searchsorted(np.cumsum(sizes) - sizes, cuts))
             # Two epochs: loader threads may look past the end of the current one.
             kept = dict(list(self._epochs.items())[-1:])
             shuffled = [batches[i] for i in rng.permutation(len(batches))]
