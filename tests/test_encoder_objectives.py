@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -446,20 +445,23 @@ def test_real_text_lowers_both_losses(objective, shards):
     assert before["masked_lm"] == pytest.approx(math.log(vocabulary.size), abs=0.5)
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [MaskedLM(), MaskedLM(units="word"), MaskedLM(units="span"), SpanBoundary(), SentencePairs()],
-)
-def test_preparing_a_batch_is_quick(objective, capsys):
-    plain = replace(sequences_of([128] * 64), documents=np.arange(64) // 2)
-    times = []
-    for seed in range(7):
-        rng = np.random.default_rng(seed)
-        begin = time.perf_counter()
-        objective.prepare(plain, rng)
-        times.append(time.perf_counter() - begin)
-    with capsys.disabled():
-        print(f"\n{objective}: {1e3 * min(times):.1f} ms for {len(plain.ids)} tokens")
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_step_names_the_parts_of_its_loss(accumulation):
+    """They add up to the loss, whatever the micro-batches, and the accuracy is a share."""
+    torch.manual_seed(0)
+    model = tiny_bert(pair_head=True)
+    plain = replace(sequences_of([20] * 12), documents=np.arange(12))
+    batch = SentencePairs().prepare(plain, np.random.default_rng(0))
+    training = Training(precision="float32", accumulation=accumulation, workers=0)
+    state = State.begin(model, training)
+    (step,) = steps(state, SentencePairs(), lambda _: batch, training, total_steps=1)
+    assert set(step.parts) == {"masked_lm", "pairs", "pair_accuracy"}
+    assert step.parts["masked_lm"] + step.parts["pairs"] == pytest.approx(step.loss, rel=1e-5)
+    assert step.parts["pairs"] == pytest.approx(math.log(2), abs=0.1)
+    assert batch.sequence_weights is not None
+    right = step.parts["pair_accuracy"] * int((batch.sequence_weights > 0).sum())
+    assert right == pytest.approx(round(right), abs=1e-4)
+    assert 0 <= step.parts["pair_accuracy"] <= 1
 
 
 def test_no_batch_of_pairs_is_empty():

@@ -90,19 +90,28 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     return {"label": label, "probability": shares[label]} if shares else {"label": label}
 
 
+def _check_options(options: Evaluate) -> None:
+    """Refuses options that would have no effect."""
+    if options.target is not None and options.suite is not None:
+        raise ConfigError("--suite and --target measure different things; give one of them")
+    if options.suite is None and (
+        options.limit is not None or options.within_word or options.pseudo
+    ):
+        raise ConfigError("--limit, --within-word and --pseudo are about pairs; add --suite")
+    if options.target is None and (options.beams != 1 or options.outputs is not None):
+        raise ConfigError("--beams and --outputs are about written texts; add --target")
+
+
 def evaluate(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Evaluate, arguments, "evaluate")
-    if options.target is not None and options.suite is not None:
-        raise ConfigError("--suite and --target measure different things; give one of them")
+    _check_options(options)
     if options.target is not None:
         evaluate_texts(options)
         return
     if options.suite:
         evaluate_suite(options)
         return
-    if options.limit is not None or options.within_word:
-        raise ConfigError("--limit and --within-word are about minimal pairs; add --suite")
     report = _load(options.model, options.device).evaluate(options.file)
     if options.json:
         print_report(report)

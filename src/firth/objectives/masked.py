@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from firth.errors import ConfigError
+from firth.objectives.prediction import cross_entropy
 from firth.objectives.spans import runs_of, word_order_by_spans
 from firth.protocols import ABSENT, Batch, Loss, Sequences, Vocabulary
 
@@ -92,12 +93,8 @@ class MaskedLM:
         )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
-        """Cross-entropy at the predicted positions; the head runs nowhere else."""
-        assert batch.predict_at is not None
-        assert batch.targets is not None
-        hidden = model(batch).last.index_select(0, batch.predict_at)  # (M, D)
-        total = model.prediction_loss(hidden, batch.targets)
-        return Loss(total, batch.num_predictions)
+        """Cross-entropy at the predicted positions."""
+        return cross_entropy(model, batch)
 
 
 @lru_cache(maxsize=8)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from firth.models import GPTConfig
 from firth.objectives import CausalLM, Hybrid
 from firth.recipes.settings import Recipe, TokenizerSettings
-from firth.recipes.shapes import gated_size, shape_of
+from firth.recipes.shapes import gated_shape_of, shape_of
 from firth.training import AdamW, Muon, Schedule, Training
 
 
@@ -18,10 +18,9 @@ def gpt(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     et al. 2024, modded-nanogpt); byte-level BPE as GPT-2. BERT's sizes, with an intermediate size
     of 2/3, so that the gated layer has as many weights; sequences of 128 tokens, batches of 8,192.
     """
-    shape = shape_of(size)
     model = GPTConfig(
         vocab_size=vocab_size,
-        **{**shape, "intermediate_size": gated_size(shape["intermediate_size"])},
+        **gated_shape_of(size),
         dropout=0.0,
         activation="gelu",
         gated=True,

@@ -2,8 +2,8 @@
 
 from firth.models import EncoderDecoderConfig
 from firth.objectives import SequenceToSequence, SpanCorruption
-from firth.recipes.settings import DataSettings, Recipe, TokenizerSettings
-from firth.recipes.shapes import gated_size, shape_of
+from firth.recipes.settings import Recipe, TokenizerSettings
+from firth.recipes.shapes import gated_shape_of, shape_of
 from firth.training import AdamW, Muon, Schedule, Training
 
 
@@ -44,12 +44,11 @@ def t5(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     with 100 sentinels trained on the corpus instead of SentencePiece; intermediate size 2/3 of
     BERT's.
     """
-    shape = shape_of(size)
     return Recipe(
         name="t5",
         model=EncoderDecoderConfig(
             vocab_size=vocab_size,
-            **{**shape, "intermediate_size": gated_size(shape["intermediate_size"])},
+            **gated_shape_of(size),
             dropout=0.0,
             activation="gelu_tanh",
             gated=True,
@@ -64,7 +63,6 @@ def t5(size: str = "mini", vocab_size: int = 8192) -> Recipe:
         ),
         tokenizer=TokenizerSettings(kind="bpe", vocab_size=vocab_size, sentinels=100),
         objective=SpanCorruption(),
-        data=DataSettings(max_length=128),
         training=Training(
             steps=20_000,
             optimizer=Muon(rest=AdamW(lr=2e-3, beta2=0.95)),

@@ -18,6 +18,12 @@ def shape_of(size: str) -> dict[str, Any]:
     return SIZES[size]
 
 
+def gated_shape_of(size: str) -> dict[str, Any]:
+    """The same with an intermediate size for gated feed-forward layers."""
+    shape = shape_of(size)
+    return {**shape, "intermediate_size": gated_size(shape["intermediate_size"])}
+
+
 def gated_size(intermediate_size: int) -> int:
     """With as many weights in three matrices as in two, rounded up to a multiple of 64."""
     return -(-intermediate_size * 2 // 3 // 64) * 64

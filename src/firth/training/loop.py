@@ -81,6 +81,8 @@ class Step:
     seconds: float
     learning_rate: float
     gradient_norm: float
+    parts: dict[str, float] = field(default_factory=dict)
+    """What a loss of several parts names, over the step's predictions."""
 
 
 @dataclass
@@ -134,9 +136,9 @@ def steps(
     for batch in _ahead(batches, state.step, total_steps, training.workers):
         factor = training.schedule(state.step, total_steps)
         rate = set_learning_rates(state.optimizers, factor)
-        total = _accumulate(model, objective, batch, training, state.step, ranks)
+        total, parts = _accumulate(model, objective, batch, training, state.step, ranks)
         add_up_gradients(state.model, ranks)
-        add_up([total], ranks)
+        add_up([total, *parts.values()], ranks)
         norm = _update(state, training.clip)
         num_tokens = batch.num_tokens + (batch.source.num_tokens if batch.source else 0)
         state.step += 1
@@ -151,6 +153,7 @@ def steps(
             seconds=time.perf_counter() - begin,
             learning_rate=rate,
             gradient_norm=float(norm),
+            parts={name: float(value) for name, value in parts.items()},
         )
         state.model.train()  # the caller may have evaluated
         begin = time.perf_counter()
@@ -158,21 +161,28 @@ def steps(
 
 def _accumulate(
     model: Any, objective: Trainable, batch: Batch, training: Training, step: int, ranks: Ranks
-) -> torch.Tensor:
-    """Adds up the gradients of this process's parts of a batch; returns their share of the loss."""
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Adds up the gradients of this process's parts of a batch.
+
+    Returns:
+        their share of the loss, and of what the loss names.
+    """
     device = next(model.parameters()).device
     dtype = compute_dtype(training.precision, device)
-    parts = batch.split(training.accumulation * ranks.world)
+    batches = batch.split(training.accumulation * ranks.world)
     count = max(1, batch.num_predictions)
     first = ranks.rank * training.accumulation
-    total = torch.zeros((), device=device)
+    total, named = torch.zeros((), device=device), dict[str, torch.Tensor]()
     for part in range(first, first + training.accumulation):
         seed_step(training.seed, step, part)
         with computing(dtype, device):
-            loss = objective.loss(model, parts[part].to(device)).total / count
+            found = objective.loss(model, batches[part].to(device))
+            loss = found.total / count
         loss.backward()
         total += loss.detach()
-    return total
+        for name, value in found.parts.items():
+            named[name] = named.get(name, 0.0) + value.detach().float() / count
+    return total, named
 
 
 def _update(state: State, clip: float) -> torch.Tensor:

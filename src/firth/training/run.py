@@ -183,7 +183,12 @@ def _resume(state: State, run: Run) -> dict[str, Any]:
 
 def _log(window: list[Step], state: State, run: Run, seconds: float) -> dict[str, Any]:
     predictions = sum(step.num_predictions for step in window)
-    loss = sum(step.loss * step.num_predictions for step in window) / max(1, predictions)
+    shares = [step.num_predictions / max(1, predictions) for step in window]
+    loss = sum(share * step.loss for share, step in zip(shares, window, strict=True))
+    parts = {
+        name: sum(share * step.parts[name] for share, step in zip(shares, window, strict=True))
+        for name in window[-1].parts
+    }
     spent = sum(step.seconds for step in window)
     rate = sum(step.num_tokens for step in window) / spent
     left = (run.total_steps - state.step) * spent / len(window)
@@ -192,6 +197,7 @@ def _log(window: list[Step], state: State, run: Run, seconds: float) -> dict[str
         "step": state.step,
         "tokens": state.tokens,
         "loss": loss,
+        **parts,
         "learning_rate": window[-1].learning_rate,
         "gradient_norm": sum(step.gradient_norm for step in window) / len(window),
         "tokens_per_second": rate,
@@ -199,10 +205,11 @@ def _log(window: list[Step], state: State, run: Run, seconds: float) -> dict[str
         "seconds": seconds,
     }
     logger.info(
-        "step %d/%d  loss %.3f  %s tok/s  grad %.2f  lr %.1e  %.1f GB  %s left",
+        "step %d/%d  loss %.3f%s  %s tok/s  grad %.2f  lr %.1e  %.1f GB  %s left",
         state.step,
         run.total_steps,
         loss,
+        "".join(f"  {name} {value:.3f}" for name, value in parts.items()),
         f"{rate:,.0f}",
         row["gradient_norm"],
         row["learning_rate"],
