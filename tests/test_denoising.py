@@ -207,6 +207,15 @@ def test_hybrid_predicts_what_stood_there(lengths, seed):
     )
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_a_batch_keep_its_weights(parts):
+    batch = Hybrid(causal_share=0.3).prepare(sequences([20] * 9), np.random.default_rng(1))
+    assert batch.weights is not None
+    assert len(set(batch.weights.tolist())) == 2
+    found = [part.weights for part in batch.split(parts)]
+    assert [w for one in found if one is not None for w in one.tolist()] == batch.weights.tolist()
+
+
 def test_hybrid_keeps_its_shares():
     text = sequences([126] * 400)
     batch = Hybrid(causal_share=0.25, rate=0.3).prepare(text, np.random.default_rng(0))

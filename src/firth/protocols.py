@@ -184,7 +184,7 @@ class Batch:
                 boundaries = boundaries[chosen] - torch.tensor([begin, begin, 0])
         elif targets is not None:
             targets = targets[first:last]
-        of, weights = self.sequence_targets, self.sequence_weights
+        labels, shares = self.sequence_targets, self.sequence_weights
         return Batch(
             input_ids=self.input_ids[begin:end],
             starts=self.starts[first : last + 1] - begin,
@@ -194,8 +194,8 @@ class Batch:
             targets=targets,
             weights=weights,
             boundaries=boundaries,
-            sequence_targets=None if of is None else of[first:last],
-            sequence_weights=None if weights is None else weights[first:last],
+            sequence_targets=None if labels is None else labels[first:last],
+            sequence_weights=None if shares is None else shares[first:last],
             source=None if self.source is None else self.source._slice(first, last),
         )
 
