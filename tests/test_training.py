@@ -12,6 +12,7 @@ from firth.objectives import MaskedLM
 from firth.text.batches import ObjectiveBatches, PackedSequences
 from firth.training import (
     AdamW,
+    HeldOut,
     Muon,
     Run,
     Schedule,
@@ -164,8 +165,7 @@ def test_the_run_is_logged_and_validated(tmp_path):
         Run(
             path=tmp_path,
             total_steps=20,
-            valid=batches(),
-            num_valid_batches=2,
+            valid={"": HeldOut(batches(), 2)},
             export=exported.append,
         ),
     )

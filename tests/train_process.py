@@ -10,7 +10,7 @@ import torch
 
 from firth.objectives import MaskedLM
 from firth.text.batches import ObjectiveBatches, PackedSequences
-from firth.training import AdamW, Muon, Run, Schedule, State, Training, train
+from firth.training import AdamW, HeldOut, Muon, Run, Schedule, State, Training, train
 from firth.training.distributed import join, leave
 from tests.sources import VOCABULARY, ListSource, markov_documents, tiny_bert
 
@@ -48,7 +48,7 @@ def main() -> None:
         MaskedLM(),
         batches,
         training,
-        Run(path=run, total_steps=total, valid=batches, num_valid_batches=2, ranks=ranks),
+        Run(path=run, total_steps=total, valid={"": HeldOut(batches, 2)}, ranks=ranks),
     )
     leave()
 

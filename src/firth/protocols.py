@@ -27,6 +27,10 @@ ABSENT = -1
 """The id of a special token that a vocabulary does not have."""
 
 
+OUTSIDE, INSIDE, OPENS = 0, 1, 2
+"""Where a token lies with regard to the spans that are marked in a text."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """The token ids an objective or a model must know by name."""
@@ -95,6 +99,8 @@ class Sequences:
     """(B) bool: False where a sequence is cut off and its document goes on; None: all end."""
     documents: np.ndarray | None = None
     """(B) int64: the document of each sequence; None where that is not known."""
+    marks: np.ndarray | None = None
+    """(N) uint8 of each token: `OUTSIDE` a span that matters, `INSIDE` it, or `OPENS` it."""
     progress: float = 0.0
     """Share of training done, 0 to 1, for schedules."""
     source: "Sequences | None" = None

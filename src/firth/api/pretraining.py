@@ -15,7 +15,15 @@ from torch import nn
 
 from firth import __version__
 from firth.api.language_model import LanguageModel
-from firth.api.training_text import AnyCorpus, TrainingText, all_texts, check_corpus
+from firth.api.training_text import (
+    AnyCorpus,
+    TrainingText,
+    all_texts,
+    check_corpus,
+    check_languages,
+    open_training_text,
+    write_training_text,
+)
 from firth.atomic import write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.device import pick_device, prepare_process
@@ -26,11 +34,12 @@ from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import load_model, save_model
 from firth.models import EncoderDecoderConfig, GPTConfig, LanguageModelNetwork, build
 from firth.objectives import SentencePairs, SpanBoundary
+from firth.protocols import Vocabulary
 from firth.recipes import Recipe
 from firth.text.batches import ObjectiveBatches, random_stream
 from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
-from firth.training import Run, State, steps_within, train
+from firth.training import HeldOut, Run, State, steps_within, train
 from firth.training.distributed import Ranks, join, leave, wait
 from firth.training.tracking import read_metrics
 
@@ -78,13 +87,14 @@ def pretrain(
     check_corpus(recipe, corpus)
     if valid is not None:
         check_corpus(recipe, valid)
+        check_languages(corpus, valid)
     run = Path(output)
     ranks, torch_device = join(pick_device(device))
     if ranks.first:
         _prepare(run, recipe, corpus, valid, tokenizer)
     wait(ranks)
     resolved = read_recipe(run)
-    text = {part: TrainingText.open(run, part) for part in ("train", "valid")}
+    text = {part: open_training_text(run, part, resolved) for part in ("train", "valid")}
     resolved = _fix_steps(run, resolved, text["train"], ranks, torch_device)
     how = _How(ranks, torch_device, tensorboard, resume_hint)
     _train(run, resolved, text, how)
@@ -119,14 +129,8 @@ def _prepare(
     segments = recipe.model.num_segments > 0
     tokenizer.save(run, model_max_length=recipe.max_length, segments=segments)
     for part, documents in (("train", corpus), ("valid", valid)):
-        text = TrainingText.write(documents, tokenizer, run, part)
-        logger.info(
-            "%s text: %s tokens in %s %s",
-            part,
-            f"{text.num_tokens:,}",
-            f"{text.num_documents:,}",
-            "documents" if text.source is None else "pairs",
-        )
+        text = write_training_text(documents, tokenizer, run, part, recipe)
+        logger.info("%s text: %s", part, text.describe())
     if not begun:
         _write_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size), requested)
 
@@ -151,7 +155,7 @@ def _train_tokenizer(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus) -> Tok
     settings = recipe.tokenizer
     logger.info("training a %s tokenizer of %d tokens", settings.kind, settings.vocab_size)
     tokenizer = Tokenizer.train(
-        all_texts(corpus),
+        all_texts(corpus, recipe.data.smoothing),
         kind=settings.kind,
         vocab_size=settings.vocab_size,
         lowercase=settings.lowercase,
@@ -159,7 +163,8 @@ def _train_tokenizer(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus) -> Tok
         max_bytes=settings.max_bytes,
         sentinels=settings.sentinels,
     )
-    for name, value in vocabulary_report(tokenizer, islice(all_texts(valid), _REPORTED)).rows():
+    held_out = islice(all_texts(valid, recipe.data.smoothing), _REPORTED)
+    for name, value in vocabulary_report(tokenizer, held_out).rows():
         logger.info("    %s: %s", name, value)
     return tokenizer
 
@@ -242,7 +247,6 @@ def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) 
     training, vocabulary = recipe.training, tokenizer.vocabulary
     assert training.steps is not None
     packed = text["train"].batches(recipe, vocabulary, training.seed)
-    held_out = text["valid"].batches(recipe, vocabulary, _VALID_SEED)
     model = _new_model(recipe, how.device)
     if how.ranks.first:
         _announce(recipe, model, packed.steps_per_epoch, how.device)
@@ -255,14 +259,12 @@ def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) 
 
     # The sum of a token's loss and another one does not compare with the entropy of tokens.
     one_loss = not isinstance(recipe.objective, SentencePairs | SpanBoundary)
-    enough = max(1, recipe.data.valid_tokens // training.batch_tokens)
     plan = Run(
         path=run,
         total_steps=training.steps,
-        valid=ObjectiveBatches(held_out, recipe.objective.for_validation()),
+        valid=_held_out(text["valid"], recipe, vocabulary),
         valid_objective=recipe.objective.for_validation(),
-        num_valid_batches=min(held_out.steps_per_epoch, enough),
-        unigram_entropy=text["train"].shards.unigram_entropy() if one_loss else None,
+        unigram_entropy=text["train"].unigram_entropy if one_loss else None,
         sample=_sampler(text["valid"], tokenizer, recipe),
         export=export,
         resume_hint=how.resume_hint,
@@ -271,6 +273,17 @@ def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) 
     )
     batches = ObjectiveBatches(packed, recipe.objective, total_steps=training.steps)
     train(State.begin(model, training), recipe.objective, batches, training, plan)
+
+
+def _held_out(text: TrainingText, recipe: Recipe, vocabulary: Vocabulary) -> dict[str, HeldOut]:
+    """Batches of the held-out text of each language."""
+    found, parts = {}, text.languages
+    for name, part in parts.items():
+        packed = part.batches(recipe, vocabulary, _VALID_SEED)
+        enough = recipe.data.valid_tokens // len(parts) // recipe.training.batch_tokens
+        batches = ObjectiveBatches(packed, recipe.objective.for_validation())
+        found[name] = HeldOut(batches, min(packed.steps_per_epoch, max(1, enough)))
+    return found
 
 
 def _announce(recipe: Recipe, model: nn.Module, steps_per_epoch: int, device: torch.device) -> None:
@@ -312,13 +325,24 @@ def _sampler(
     return sample
 
 
+def _by_language(row: dict[str, Any]) -> str:
+    prefix = "valid_perplexity_"
+    found = [
+        f"{key.removeprefix(prefix)} {value:.2f}"
+        for key, value in row.items()
+        if key.startswith(prefix)
+    ]
+    return f"; by language: {', '.join(found)}" if found else ""
+
+
 def model_card(run: Path, recipe: Recipe, text: dict[str, TrainingText]) -> str:
     """README.md of a run: what it is, what it was trained on, how well it predicts."""
     rows = [row for row in read_metrics(run) if "valid_loss" in row]
     last = rows[-1] if rows else None
     result = (
         f"Validation perplexity {recipe.objective.predicts}: {last['valid_perplexity']:.2f} after "
-        f"step {last['step']:,} ({last['tokens']:,} tokens, {last['seconds'] / 60:.1f} minutes)."
+        f"step {last['step']:,} ({last['tokens']:,} tokens, {last['seconds'] / 60:.1f} minutes)"
+        f"{_by_language(last)}."
         if last
         else "Not validated."
     )
@@ -329,8 +353,8 @@ A {recipe.name} language model, trained with firth {__version__}.
 
 - Shape: {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads,
   vocabulary {config.vocab_size:,} ({recipe.tokenizer.kind}).
-- Text: {text["train"].num_tokens:,} tokens in {text["train"].num_documents:,} documents; held
-  out: {text["valid"].num_tokens:,} tokens.
+- Text: {text["train"].describe()}.
+- Held out: {text["valid"].num_tokens:,} tokens.
 - {result}
 
 Load it with `firth.load("{run}")`. Everything it depends on is in `recipe.json`; the course of

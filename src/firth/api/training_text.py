@@ -1,57 +1,41 @@
-"""The token files of a run, of texts or of sources and targets, and the batches drawn from them."""
+"""The token files of a run: of texts, of several languages, or of sources and targets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from firth.errors import ConfigError, DataError
 from firth.objectives import SequenceToSequence
 from firth.protocols import Vocabulary
 from firth.recipes import Recipe
+from firth.text.annotations import annotator, write_marks
 from firth.text.batches import PackedSequences
 from firth.text.corpus import Corpus
 from firth.text.joined import JoinedDocuments
+from firth.text.languages import JoinedLanguages, MultilingualCorpus, smoothed_shares
 from firth.text.pairs import PairedSequences, ParallelCorpus
-from firth.text.shards import Shards, write_shards
+from firth.text.shards import MANIFEST, Shards, unigram_entropy, write_shards
 from firth.text.tokenizers import Tokenizer
 
-AnyCorpus = Corpus | ParallelCorpus
+AnyCorpus = Corpus | ParallelCorpus | MultilingualCorpus
 
-_SOURCE = "source"
-"""Beside the folder of a run's texts, or of its targets: that of the sources."""
+_SOURCE, _MARKS = "source", "marks"
+"""Beside the folder of a run's texts: that of the sources of pairs, and the marks of tokens."""
 
 
 @dataclass(frozen=True)
 class TrainingText:
     """What a run learns from, or is validated on."""
 
-    shards: Shards
+    shards: Shards | JoinedLanguages
     """Texts, or targets."""
     source: Shards | None = None
     """Of pairs."""
-
-    @staticmethod
-    def write(corpus: AnyCorpus, tokenizer: Tokenizer, run: Path, part: str) -> "TrainingText":
-        """Tokenises a corpus into the folder `data/<part>` of a run."""
-        folder = run / "data" / part
-        if isinstance(corpus, ParallelCorpus):
-            source = write_shards(corpus.source, tokenizer, folder.with_suffix(f".{_SOURCE}"))
-            target = write_shards(corpus.target, tokenizer, folder)
-            if not source.num_documents == target.num_documents == len(corpus.source.texts):
-                raise DataError(
-                    f"of {len(corpus.source.texts):,} {part} pairs some have a side of which the "
-                    "tokenizer keeps nothing (marks alone, say); leave them out"
-                )
-            return TrainingText(target, source)
-        return TrainingText(write_shards(corpus, tokenizer, folder))
-
-    @staticmethod
-    def open(run: Path, part: str) -> "TrainingText":
-        """The text that `write` left in a run."""
-        folder = run / "data" / part
-        source = folder.with_suffix(f".{_SOURCE}")
-        return TrainingText(Shards.open(folder), Shards.open(source) if source.is_dir() else None)
+    marks: np.ndarray | None = None
+    """(num_tokens) uint8 of each token, where the objective masks marked spans."""
 
     @property
     def num_tokens(self) -> int:
@@ -60,6 +44,25 @@ class TrainingText:
     @property
     def num_documents(self) -> int:
         return self.shards.num_documents
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Nats a token of the best model that ignores the context."""
+        return unigram_entropy(self.shards.token_counts)
+
+    @property
+    def languages(self) -> "dict[str, TrainingText]":
+        """The text of each language; of one alone, itself under no name."""
+        if not isinstance(self.shards, JoinedLanguages):
+            return {"": self}
+        return {name: TrainingText(shards) for name, shards in self.shards.parts.items()}
+
+    def describe(self) -> str:
+        """How much it is."""
+        several = isinstance(self.shards, JoinedLanguages)
+        languages = f": {self.shards.describe()}" if several else ""
+        what = "documents" if self.source is None else "pairs"
+        return f"{self.num_tokens:,} tokens in {self.num_documents:,} {what}{languages}"
 
     def batches(
         self, recipe: Recipe, vocabulary: Vocabulary, seed: int
@@ -71,14 +74,57 @@ class TrainingText:
             "seed": seed,
         }
         if self.source is not None:
+            assert isinstance(self.shards, Shards)
             return PairedSequences(self.source, self.shards, vocabulary, **shape)
         joined = recipe.data.packing == "full"
+        several = isinstance(self.shards, JoinedLanguages)
         return PackedSequences(
             JoinedDocuments(self.shards, vocabulary.last) if joined else self.shards,
             vocabulary,
             **shape,
             spare=recipe.objective.spare,
+            visits=self.shards.document_visits if several else None,
+            marks=self.marks,
         )
+
+
+def write_training_text(
+    corpus: AnyCorpus, tokenizer: Tokenizer, run: Path, part: str, recipe: Recipe
+) -> TrainingText:
+    """Tokenises a corpus into the folder `data/<part>` of a run."""
+    folder = run / "data" / part
+    if isinstance(corpus, ParallelCorpus):
+        source = write_shards(corpus.source, tokenizer, folder.with_suffix(f".{_SOURCE}"))
+        target = write_shards(corpus.target, tokenizer, folder)
+        if not source.num_documents == target.num_documents == len(corpus.source.texts):
+            raise DataError(
+                f"of {len(corpus.source.texts):,} {part} pairs some have a side of which the "
+                "tokenizer keeps nothing (marks alone, say); leave them out"
+            )
+    elif isinstance(corpus, MultilingualCorpus):
+        for name, documents in corpus.parts:
+            write_shards(documents, tokenizer, folder / name)
+    else:
+        shards = write_shards(corpus, tokenizer, folder)
+        if recipe.data.spans != "none":
+            find = annotator(recipe.data.spans, corpus)
+            write_marks(corpus, find, tokenizer, shards, folder.with_suffix(f".{_MARKS}"))
+    return open_training_text(run, part, recipe)
+
+
+def open_training_text(run: Path, part: str, recipe: Recipe) -> TrainingText:
+    """The text that `write_training_text` left in a run."""
+    folder = run / "data" / part
+    if not (folder / MANIFEST).is_file() and folder.is_dir():
+        names = sorted(one.name for one in folder.iterdir() if one.is_dir())
+        parts = {name: Shards.open(folder / name) for name in names}
+        return TrainingText(JoinedLanguages(parts, recipe.data.smoothing))
+    source, marks = (folder.with_suffix(f".{suffix}") for suffix in (_SOURCE, _MARKS))
+    return TrainingText(
+        Shards.open(folder),
+        Shards.open(source) if source.is_dir() else None,
+        np.memmap(marks, np.uint8, mode="r") if marks.is_file() else None,
+    )
 
 
 def check_corpus(recipe: Recipe, corpus: AnyCorpus) -> None:
@@ -87,6 +133,8 @@ def check_corpus(recipe: Recipe, corpus: AnyCorpus) -> None:
     Raises:
         ConfigError: if they do not fit.
     """
+    if isinstance(corpus, MultilingualCorpus):
+        _check_languages(recipe)
     pairs = isinstance(recipe.objective, SequenceToSequence)
     if pairs == isinstance(corpus, ParallelCorpus):
         return
@@ -101,9 +149,35 @@ def check_corpus(recipe: Recipe, corpus: AnyCorpus) -> None:
     )
 
 
-def all_texts(corpus: AnyCorpus) -> Iterator[str]:
-    """The documents of a corpus, of pairs both sides."""
-    if isinstance(corpus, ParallelCorpus):
+def check_languages(corpus: AnyCorpus, valid: AnyCorpus) -> None:
+    """Refuses held-out text of other languages than the corpus.
+
+    Raises:
+        ConfigError: if the languages are not the same.
+    """
+    of_corpus, of_valid = (
+        one.languages if isinstance(one, MultilingualCorpus) else () for one in (corpus, valid)
+    )
+    if of_corpus != of_valid:
+        raise ConfigError(
+            f"the corpus has the languages {', '.join(of_corpus) or 'of no name'} and the held-out "
+            f"text {', '.join(of_valid) or 'of no name'}; expected the same"
+        )
+
+
+def _check_languages(recipe: Recipe) -> None:
+    if recipe.data.packing == "full":
+        raise ConfigError("text of several languages needs data.packing to be documents")
+    if recipe.data.spans != "none":
+        raise ConfigError("data.spans is for text of one language; leave it out")
+    smoothed_shares([1.0], recipe.data.smoothing)
+
+
+def all_texts(corpus: AnyCorpus, smoothing: float) -> Iterator[str]:
+    """The documents of a corpus: of pairs both sides, of languages by their smoothed shares."""
+    if isinstance(corpus, MultilingualCorpus):
+        yield from corpus.smoothed(smoothing)
+    elif isinstance(corpus, ParallelCorpus):
         yield from corpus.source
         yield from corpus.target
     else:

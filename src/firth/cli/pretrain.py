@@ -1,10 +1,12 @@
 """`firth pretrain`."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -18,6 +20,7 @@ from firth.errors import ConfigError
 from firth.models import BertConfig
 from firth.recipes import Recipe, recipe
 from firth.text.corpus import Corpus
+from firth.text.languages import MultilingualCorpus
 from firth.text.pairs import ParallelCorpus
 from firth.training import BUDGETS
 
@@ -33,7 +36,8 @@ class Options:
     recipe: tyro.conf.Positional[str]
     """Name of a recipe; `firth recipes` lists them."""
     corpus: tyro.conf.Positional[tuple[str, ...]]
-    """Files, folders or globs: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst."""
+    """Files, folders or globs: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst. Of several
+    languages, each behind its name: de=german.txt tr=turkish/ (see data.smoothing)."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """The run directory."""
     size: str = "mini"
@@ -51,7 +55,7 @@ class Options:
     minutes: float | None = None
     """Budget in minutes: throughput is measured, then the number of steps is fixed."""
     valid: tuple[str, ...] = ()
-    """Held-out files; by default one document in a hundred is held out."""
+    """Held-out files, named by language as the corpus; by default one document in a hundred."""
     target: str | None = None
     """For the recipe transformer: a file whose lines are what the lines of the corpus become."""
     valid_target: str | None = None
@@ -107,6 +111,29 @@ def _corpus(paths: Sequence[str], target: str | None, options: Options) -> AnyCo
         if len(paths) != 1:
             raise ConfigError(f"{target} needs one file of sources, and {len(paths)} were given")
         return ParallelCorpus.from_files(paths[0], target)
+    if by_language := _by_language(paths):
+        return MultilingualCorpus.of({n: _texts(p, options) for n, p in by_language.items()})
+    return _texts(paths, options)
+
+
+def _by_language(paths: Sequence[str]) -> dict[str, list[str]]:
+    """The paths behind each `name=`; empty where none has one."""
+    named = [not Path(p).exists() and re.match(r"[\w-]+=.", p) is not None for p in paths]
+    if not any(named):
+        return {}
+    if not all(named):
+        lacking = paths[named.index(False)]
+        raise ConfigError(
+            f"{lacking}: expected a language before it, as in de={lacking}, since others have one"
+        )
+    found = dict[str, list[str]]()
+    for path in paths:
+        name, _, place = path.partition("=")
+        found.setdefault(name, []).append(place)
+    return found
+
+
+def _texts(paths: Sequence[str], options: Options) -> Corpus:
     return Corpus.from_files(
         list(paths),
         documents=options.documents,

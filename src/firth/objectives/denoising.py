@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from firth.errors import ConfigError
+from firth.objectives.masked import marks_of
 from firth.objectives.prediction import cross_entropy
 from firth.objectives.sequence_to_sequence import teacher_forced
-from firth.protocols import Batch, Loss, Sequences, Vocabulary
+from firth.protocols import INSIDE, OPENS, OUTSIDE, Batch, Loss, Sequences, Vocabulary
 
-Noise = Literal["spans", "iid"]
+Noise = Literal["spans", "iid", "salient"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,10 @@ class SpanCorruption:
     noise "spans": a sequence of n tokens loses round(rate n) in round(rate n / mean_length) spans;
     the lengths of the spans, and of the stretches between them, are drawn uniformly among all that
     add up (`random_spans_noise_mask` of the published program). noise "iid": each token is lost
-    with probability `rate`, and neighbours that are lost share a sentinel (section 3.3.1).
+    with probability `rate`, and neighbours that are lost share a sentinel (section 3.3.1). noise
+    "salient": a sequence loses one of its marked spans (`data.spans`), all alike (Guu et al. 2020,
+    REALM, section 3.4; Roberts et al. 2020): what facts are asked about. Departure: a
+    sequence without such a span is not left out, but loses spans of the first kind.
     """
 
     rate: float = 0.15
@@ -58,10 +62,13 @@ class SpanCorruption:
     def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
         """Takes the spans out."""
         ids, lengths = inner_tokens(sequences)
-        if self.noise == "spans":
-            lost = noise_spans(lengths, self.rate, self.mean_length, rng)
-        else:
+        if self.noise == "iid":
             lost = noise_tokens(lengths, self.rate, rng)
+        else:
+            lost = noise_spans(lengths, self.rate, self.mean_length, rng)
+        if self.noise == "salient":
+            marks = marks_of(sequences)[inner_positions(sequences)]
+            lost = salient_or(lost, marks, lengths, rng)
         source, target = take_out(ids, lengths, lost, sequences.vocabulary)
         return teacher_forced(source, target, sequences.vocabulary)
 
@@ -106,12 +113,38 @@ Flat = tuple[np.ndarray, np.ndarray]
 """Token ids of several sequences end to end, and the length of each."""
 
 
-def inner_tokens(sequences: Sequences) -> Flat:
-    """The tokens between the opening and the closing token of each sequence."""
+def inner_positions(sequences: Sequences) -> np.ndarray:
+    """(N) bool: False for the opening and the closing token of each sequence."""
     inner = np.ones(len(sequences.ids), dtype=bool)
     inner[sequences.starts[:-1]] = False
     inner[sequences.starts[1:] - 1] = False
-    return sequences.ids[inner], np.diff(sequences.starts) - 2
+    return inner
+
+
+def inner_tokens(sequences: Sequences) -> Flat:
+    """The tokens between the opening and the closing token of each sequence."""
+    return sequences.ids[inner_positions(sequences)], np.diff(sequences.starts) - 2
+
+
+def salient_or(
+    lost: np.ndarray, marks: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """(N) bool: one marked span of each sequence; where there is none, what is `lost` anyway.
+
+    Args:
+        lost: (N) bool.
+        marks: (N) which tokens open marked spans, or lie inside them.
+        lengths: (B) of the sequences that the N tokens are of.
+        rng: chooses the spans.
+    """
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    first = np.diff(owner, prepend=-1) > 0
+    opens = (marks == OPENS) | ((marks == INSIDE) & first)  # a piece may begin inside a span
+    within = marks != OUTSIDE
+    span = np.cumsum(opens) - 1
+    counts = np.bincount(owner[opens], minlength=len(lengths))
+    chosen = np.cumsum(counts) - counts + (rng.random(len(lengths)) * counts).astype(np.int64)
+    return np.where(counts[owner] > 0, within & (span == chosen[owner]), lost)
 
 
 def noise_spans(

@@ -10,9 +10,9 @@ import torch
 from firth.errors import ConfigError
 from firth.objectives.prediction import cross_entropy
 from firth.objectives.spans import runs_of, word_order_by_spans
-from firth.protocols import ABSENT, Batch, Loss, Sequences, Vocabulary
+from firth.protocols import ABSENT, INSIDE, OPENS, Batch, Loss, Sequences, Vocabulary
 
-Units = Literal["token", "word", "span"]
+Units = Literal["token", "word", "entity", "span"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class MaskedLM:
     token: any tokens.
     word:  words, as the tokenizer's pre-tokenizer cuts them, in random order, skipping any that no
            longer fits (google-research/bert, `create_pretraining_data.py`, whole-word masking).
+    entity: the marked spans of the text (`data.spans`), and the words outside them, in random order
+           (Sun et al. 2019, ERNIE, section 3.2).
     span:  spans of 1 to 10 words, 3.8 on average, one after another until the share is reached; all
            tokens of a span become the mask token, or random ones, or stay (Joshi et al. 2020,
            section 3.1). Spans that touch are one.
@@ -123,14 +125,32 @@ def choose_positions(
     # A word ends at a special token and at the end of its sequence.
     breaks = (np.diff(ordinary, prepend=-2) > 1) | (np.diff(owner, prepend=-1) > 0)
     opens = sequences.opens_word[ordinary] | breaks
+    if units == "entity":
+        marks = marks_of(sequences)[ordinary]
+        goes_on = (marks == INSIDE) & ~breaks
+        opens = (opens | (marks == OPENS)) & ~goes_on
     word = np.cumsum(opens) - 1  # of each ordinary token
-    if units == "word":
+    if units in ("word", "entity"):
         order = rng.random(int(opens.sum()))
     else:
         stretch = np.cumsum(breaks)[opens] - 1
         order = word_order_by_spans(owner[opens], stretch, wanted, rng)
     taken = _take_units(owner[opens], np.bincount(word), wanted, order)
     return ordinary[taken[word]]
+
+
+def marks_of(sequences: Sequences) -> np.ndarray:
+    """(N) which tokens lie in marked spans.
+
+    Raises:
+        ConfigError: if none were looked for.
+    """
+    if sequences.marks is None:
+        raise ConfigError(
+            "this objective masks marked spans, and the text has none; set data.spans to names, "
+            "salient or a file (see the guide on masking names and facts)"
+        )
+    return sequences.marks
 
 
 def _take_units(

@@ -15,6 +15,7 @@ from firth.objectives import (
     PrefixLM,
     SentencePairs,
     SpanBoundary,
+    SpanCorruption,
 )
 from firth.training import BUDGETS, Training
 
@@ -46,6 +47,11 @@ class DataSettings:
     packing: Packing = "documents"
     """A sequence holds text of one document, or ("full") goes on with the next document, behind a
     separator (Liu et al. 2019, section 4.2, full-sentences)."""
+    spans: str = "none"
+    """Spans of the text that an objective masks as a whole: "names" (capitalised words), "salient"
+    (names and dates), or a file of phrases or marked texts (`firth.text.annotations.annotator`)."""
+    smoothing: float = 0.7
+    """Exponent of the shares of text of several languages: 1 leaves them, 0 makes them equal."""
     valid: float = 0.01
     """Share of the documents held out, where no validation files are given."""
     valid_tokens: int = 200_000
@@ -135,6 +141,7 @@ def _check_objective(recipe: Recipe) -> None:
             "SpanBoundary trains the span boundary head, which this model does not have; set "
             "model.boundary_places to 15, or start from the recipe spanbert"
         )
+    _check_spans(recipe)
     if not isinstance(objective, SentencePairs):
         return
     if not (encoder and model.pair_head):
@@ -148,6 +155,22 @@ def _check_objective(recipe: Recipe) -> None:
         raise ConfigError(
             "SentencePairs needs sequences of one document each; set data.packing to documents"
         )
+
+
+def _masks_spans(objective: Objective) -> bool:
+    """Whether it masks the spans that are marked in the text."""
+    entities = isinstance(objective, MaskedLM) and objective.units == "entity"
+    return entities or (isinstance(objective, SpanCorruption) and objective.noise == "salient")
+
+
+def _check_spans(recipe: Recipe) -> None:
+    if _masks_spans(recipe.objective) and recipe.data.spans == "none":
+        raise ConfigError(
+            "the objective masks marked spans; set data.spans to names, salient or a file that "
+            "marks them"
+        )
+    if recipe.data.spans != "none" and recipe.data.packing == "full":
+        raise ConfigError("data.spans needs data.packing to be documents")
 
 
 def _without_effect(
@@ -170,6 +193,8 @@ def _without_effect(
             idle["pair_head"] = "only the objective SentencePairs trains it"
         if model.boundary_places and not isinstance(objective, SpanBoundary):
             idle["boundary_places"] = "only the objective SpanBoundary trains them"
+    if "spans" in settings.get("data", ()) and not _masks_spans(objective):
+        yield "data.spans", "only objective.units entity and objective.noise salient mask them"
     for name, reason in idle.items():
         if reason and name in settings.get("model", ()):
             yield f"model.{name}", reason

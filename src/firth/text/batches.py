@@ -13,7 +13,7 @@ import torch
 from firth.errors import ConfigError, DataError
 from firth.protocols import Batch, Objective, Sequences, Vocabulary
 
-_ORDER, _DRAW = 1, 2
+_ORDER, _DRAW, _PHASE = 1, 2, 3
 """What a derived random stream is for."""
 
 
@@ -67,6 +67,9 @@ class PackedSequences:
     budget, and batch b holds the pieces that begin in stretch b. So every epoch
     has the same number of batches, no token is lost and none is seen twice. Inside a batch
     sequences are sorted by length, which lets attention work on contiguous groups.
+
+    Where pieces have `visits` other than one, an epoch shows each so many times: v = 1.3 is shown
+    once, and every third epoch or so twice, in epochs that differ from piece to piece.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class PackedSequences:
         seed: int,
         shuffle: bool = True,
         spare: int = 0,
+        visits: np.ndarray | None = None,
+        marks: np.ndarray | None = None,
     ) -> None:
         """Cuts the documents of `source`.
 
@@ -90,6 +95,8 @@ class PackedSequences:
             seed: of the order.
             shuffle: anew each epoch; False keeps the order of the corpus.
             spare: tokens that the objective adds to each sequence.
+            visits: (documents) how often an epoch shows each, on average; None for once.
+            marks: of each token of `source` (see `firth.text.annotations`).
 
         Raises:
             ConfigError: if a batch could not hold one full sequence.
@@ -106,12 +113,18 @@ class PackedSequences:
             raise DataError("the corpus holds no tokens")
         self.ends_document = np.isin(self.end, starts[1:])
         self.documents = np.searchsorted(starts, self.begin, side="right") - 1
-        self.source, self.vocabulary = source, vocabulary
+        self.source, self.vocabulary, self.marks = source, vocabulary, marks
         self.batch_tokens, self.seed, self.shuffle = batch_tokens, seed, shuffle
         self.added = 2 + spare
-        self.tokens_per_epoch = int((self.end - self.begin + self.added).sum())
-        longest = int((self.end - self.begin).max()) + self.added
-        self.steps_per_epoch = steps_in(self.tokens_per_epoch, batch_tokens, longest)
+        self.lengths = self.end - self.begin + self.added
+        self.visits = None if visits is None else visits[self.documents]
+        if self.visits is None:
+            self.tokens_per_epoch = int(self.lengths.sum())
+            longest = int(self.lengths.max())
+            self.steps_per_epoch = steps_in(self.tokens_per_epoch, batch_tokens, longest)
+        else:
+            self.tokens_per_epoch = round(float((self.lengths * self.visits).sum()))
+            self.steps_per_epoch = max(1, round(self.tokens_per_epoch / batch_tokens))
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def sequences(self, step: int, progress: float = 0.0) -> Sequences:
@@ -121,11 +134,14 @@ class PackedSequences:
         starts = np.concatenate(([0], np.cumsum(end - begin + 2)))
         ids = np.empty(starts[-1], dtype=np.int64)
         opens = np.ones(starts[-1], dtype=bool)
+        marks = None if self.marks is None else np.zeros(starts[-1], dtype=np.uint8)
         ids[starts[:-1]] = self.vocabulary.first
         ids[starts[1:] - 1] = self.vocabulary.last
         for b, e, at in zip(begin.tolist(), end.tolist(), (starts[:-1] + 1).tolist(), strict=True):
             ids[at : at + e - b] = self.source.tokens(b, e)
             opens[at : at + e - b] = self.source.opens_word(b, e)
+            if marks is not None and self.marks is not None:
+                marks[at : at + e - b] = self.marks[b:e]
         return Sequences(
             ids=ids,
             starts=starts,
@@ -133,6 +149,7 @@ class PackedSequences:
             vocabulary=self.vocabulary,
             ends_document=self.ends_document[pieces],
             documents=self.documents[pieces],
+            marks=marks,
             progress=progress,
         )
 
@@ -140,25 +157,35 @@ class PackedSequences:
         """Which pieces a step holds, the shortest first."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order, first = self._order(epoch)
-        budget = self.batch_tokens
+        budget: float = self.batch_tokens
+        if self.visits is not None:  # epochs differ in length, not in their number of batches
+            budget = (first[-1] + self.lengths[order[-1]]) / self.steps_per_epoch
         low, high = np.searchsorted(first, [place * budget, (place + 1) * budget])
         if place == self.steps_per_epoch - 1:
             high = len(order)
         pieces = order[low:high]
-        return pieces[np.argsort((self.end - self.begin)[pieces], kind="stable")]
+        return pieces[np.argsort(self.lengths[pieces], kind="stable")]
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The pieces in the order of an epoch, and the tokens that stand before each."""
         epoch = epoch if self.shuffle else 0
         if epoch not in self._orders:
-            order = np.arange(len(self.begin))
+            order = np.repeat(np.arange(len(self.begin)), self._visits_in(epoch))
             if self.shuffle:
                 order = random_stream(self.seed, _ORDER, epoch).permutation(order)
-            lengths = (self.end - self.begin)[order] + self.added
+            lengths = self.lengths[order]
             # Two epochs: loader threads may look past the end of the current one.
             kept = dict(list(self._orders.items())[-1:])
             self._orders = {**kept, epoch: (order, np.cumsum(lengths) - lengths)}
         return self._orders[epoch]
+
+    def _visits_in(self, epoch: int) -> np.ndarray | int:
+        """(pieces) how often an epoch shows each: over epochs the counts stay within one of v."""
+        if self.visits is None:
+            return 1
+        phase = random_stream(self.seed, _PHASE, 0).random(len(self.begin))
+        before, after = self.visits * epoch + phase, self.visits * (epoch + 1) + phase
+        return (np.floor(after) - np.floor(before)).astype(np.int64)
 
 
 class SequencesAt(Protocol):

@@ -130,15 +130,6 @@ class Shards:
             counts += np.bincount(self.tokens(begin, begin + length), minlength=len(counts))
         return counts
 
-    def unigram_entropy(self) -> float:
-        r"""Entropy of the frequencies of `token_counts`, in nats a token.
-
-        $H = -\sum_v p(v) \ln p(v)$: the loss of the best model that ignores the context.
-        """
-        counts = self.token_counts
-        shares = counts[counts > 0] / counts.sum()
-        return float(-(shares * np.log(shares)).sum())
-
     def _parts(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """The shards that a range touches, each with the range inside it."""
         if not 0 <= begin <= end <= self.num_tokens:
@@ -152,6 +143,18 @@ class Shards:
             for i in range(first, last)
             for start in [int(self._starts[i])]
         ]
+
+
+def unigram_entropy(counts: np.ndarray) -> float:
+    r"""Entropy of the frequencies of tokens, in nats a token.
+
+    $H = -\sum_v p(v) \ln p(v)$: the loss of the best model that ignores the context.
+
+    Args:
+        counts: (vocabulary size) how often each occurs.
+    """
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def write_shards(

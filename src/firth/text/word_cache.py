@@ -68,6 +68,16 @@ class Encoded(NamedTuple):
     """Number of tokens of each document, int64."""
 
 
+def literal_backend(tokenizer_json: str) -> Tokenizer:
+    """A tokenizer that takes "[MASK]" for text and adds nothing to it."""
+    description = json.loads(tokenizer_json)
+    # Without it, offsets are those of the text, untrimmed.
+    description["post_processor"] = None
+    backend = Tokenizer.from_str(json.dumps(description))
+    backend.encode_special_tokens = True
+    return backend
+
+
 class WordCache:
     """Encodes documents literally: "[MASK]" in a document is seven characters like any others.
 
@@ -77,12 +87,8 @@ class WordCache:
     """
 
     def __init__(self, tokenizer_json: str, max_bytes: int = 1 << 27) -> None:
-        description = json.loads(tokenizer_json)
-        # Without it, offsets are those of the text, untrimmed.
-        description["post_processor"] = None
-        self._backend = Tokenizer.from_str(json.dumps(description))
-        self._backend.encode_special_tokens = True
-        self._chunks = _chunker(description)
+        self._backend = literal_backend(tokenizer_json)
+        self._chunks = _chunker(json.loads(tokenizer_json))
         self._known: dict[str, bytes] = {}
         self._max_bytes = max_bytes
         self._bytes = 0

@@ -2,12 +2,13 @@
 
 from firth.training.loop import BUDGETS, State, Step, Training, mean_loss, steps
 from firth.training.optimizers import AdamW, Muon
-from firth.training.run import Run, steps_within, train
+from firth.training.run import HeldOut, Run, steps_within, train
 from firth.training.schedules import Schedule
 
 __all__ = [
     "BUDGETS",
     "AdamW",
+    "HeldOut",
     "Muon",
     "Run",
     "Schedule",

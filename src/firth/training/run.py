@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,25 @@ _RISE = 2.0
 """A smoothed loss this many nats above its lowest value has diverged."""
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Text to validate on."""
+
+    batches: Batches
+    count: int
+    """Batches that each validation looks at."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One training run: where it is kept and what is asked of it beside the steps."""
 
     path: Path
     total_steps: int
-    valid: Batches | None = None
+    valid: Mapping[str, HeldOut] = field(default_factory=dict)
+    """By name, of several kinds of text; the mean of their losses counts."""
     valid_objective: Trainable | None = None
     """What gives the validation loss; None for that of training."""
-    num_valid_batches: int = 0
     unigram_entropy: float | None = None
     """Nats a token: what a model scores that knows word frequencies and nothing else."""
     sample: Callable[[nn.Module], list[str]] | None = None
@@ -228,35 +237,45 @@ def _evaluate(
     record: dict[str, Any],
 ) -> bool:
     """Measures the validation loss; returns whether it is the best so far."""
-    assert run.valid is not None
     with averaged_weights(state):
         measured = run.valid_objective or objective
-        loss = mean_loss(state.model, measured, run.valid, run.num_valid_batches, training)
+        losses = {
+            name: mean_loss(state.model, measured, held_out.batches, held_out.count, training)
+            for name, held_out in run.valid.items()
+        }
+        loss = sum(losses.values()) / len(losses)
         lines = run.sample(state.model) if run.sample and run.ranks.first else []
     record["valid_loss"] = loss
     better = loss < record["best_loss"]
     record["best_loss"] = min(loss, record["best_loss"])
+    each = {name: _perplexity(one) for name, one in losses.items()} if len(losses) > 1 else {}
     if tracker:
         tracker.write(
             {
                 "step": state.step,
                 "tokens": state.tokens,
                 "valid_loss": loss,
-                "valid_perplexity": math.exp(min(loss, 50)),
+                "valid_perplexity": _perplexity(loss),
+                **{f"valid_perplexity_{name}": p for name, p in each.items()},
                 "seconds": record["seconds"],
             }
         )
         logger.info(
-            "step %d/%d  validation loss %.3f, perplexity %.1f%s",
+            "step %d/%d  validation loss %.3f, perplexity %.1f%s%s",
             state.step,
             run.total_steps,
             loss,
-            math.exp(min(loss, 50)),
+            _perplexity(loss),
             " (best)" if better else "",
+            "".join(f"  {name} {value:.1f}" for name, value in each.items()),
         )
         for line in lines:
             logger.info("    %s", line)
     return better
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 50))
 
 
 @contextlib.contextmanager

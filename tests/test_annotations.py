@@ -1,0 +1,191 @@
+"""Names, dates and the user's own spans: found in text, carried to tokens, masked as a whole."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import firth
+from firth.errors import ConfigError, DataError
+from firth.objectives import MaskedLM, SpanCorruption
+from firth.objectives.denoising import salient_or
+from firth.protocols import INSIDE, OPENS, OUTSIDE
+from firth.text.annotations import annotator, dates, names, usual_forms, write_marks
+from firth.text.shards import write_shards
+from firth.text.tokenizers import Tokenizer
+from firth.training.tracking import read_metrics
+
+TEXT = (
+    "The king met Ada Lovelace in Paris. Paris was cold, and I left on 12 March 1843 with "
+    "Dr. John F. Kennedy of Boston for the University of the Arts. Nobody knew O'Neill's son."
+)
+
+
+def found(spans, text=TEXT):
+    return [text[a:b] for a, b in spans]
+
+
+def test_names_are_found():
+    usual = usual_forms([TEXT, "He saw Paris and nobody saw the king. In Paris, nobody knew."])
+    assert found(names(TEXT, usual)) == [
+        "Ada Lovelace",
+        "Paris",
+        "Paris",
+        "March",
+        "Dr. John F. Kennedy of Boston",
+        "University",
+        "Arts",
+        "O'Neill's",
+    ]
+    without = usual_forms(["the paris nobody"])
+    assert found(names("Paris is. Nobody is.", without), "Paris is. Nobody is.") == []
+
+
+def test_dates_are_found():
+    text = "From 1990 to the 1800s, 3 May, May 3rd, May 4, 1999, 2001-02-03, 12.05.1945, 12345."
+    expected = ["1990", "1800s", "3 May", "May 4, 1999", "2001-02-03", "12.05.1945"]
+    assert found(dates(text), text) == expected
+    assert found(dates("in the 19th century"), "in the 19th century") == ["19th century"]
+    both = annotator("salient", [TEXT])(TEXT)
+    assert "12 March 1843" in found(both)
+    assert all(a[1] <= b[0] for a, b in pairwise(both))
+
+
+def test_phrases_of_a_file(tmp_path):
+    (tmp_path / "terms.txt").write_text("heart\nheart attack\nBRCA-1\n\n", encoding="utf-8")
+    text = "A heart attack, a heart; hearts and BRCA-1."
+    assert found(annotator(str(tmp_path / "terms.txt"), [])(text), text) == [
+        "heart attack",
+        "heart",
+        "BRCA-1",
+    ]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match="no phrase found"):
+        annotator(str(tmp_path / "empty.txt"), [])
+    with pytest.raises(DataError, match=r"data\.spans is 'nmaes'; expected names, salient"):
+        annotator("nmaes", [])
+
+
+def test_marked_texts(tmp_path):
+    path = tmp_path / "marked.jsonl"
+    path.write_text(json.dumps({"text": "  a bc d", "spans": [[4, 6], [5, 8]]}) + "\n")
+    assert annotator(str(path), [])("a bc d") == [(2, 4)]  # of two that overlap, the first
+    for row, message in (
+        ('{"text": "a"}', "KeyError"),
+        ('{"text": "abc", "spans": [[1, 9]]}', "the span 1:9 is not within the text's 3"),
+        ("nothing", "line 1: expected"),
+    ):
+        path.write_text(row + "\n")
+        with pytest.raises(DataError, match=message):
+            annotator(str(path), [])
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_marks_lie_on_the_tokens_of_the_spans(kind, tmp_path, papers):
+    texts = [TEXT, "[MASK] lower case only", *papers[:30]]
+    tokenizer = Tokenizer.train(texts, kind, 400, lowercase=kind == "wordpiece")
+    shards = write_shards(firth.Corpus.from_texts(texts), tokenizer, tmp_path / "s", workers=1)
+    find = annotator("salient", texts)
+    write_marks(texts, find, tokenizer, shards, tmp_path / "marks")
+    marks = np.fromfile(tmp_path / "marks", np.uint8)
+    starts = shards.document_starts
+    for i, text in enumerate(texts):
+        own = marks[starts[i] : starts[i + 1]]
+        ids = shards.tokens(int(starts[i]), int(starts[i + 1]))
+        spans = find(text)
+        assert (own == OPENS).sum() == len(spans)
+        pieces = np.split(np.arange(len(own)), np.flatnonzero(own == OPENS))[1:]
+        for piece, (a, b) in zip(pieces, spans, strict=True):
+            inside = [j for j in piece.tolist() if own[j] != OUTSIDE]
+            written = tokenizer.decode(ids[inside].tolist()).replace(" ", "").lower()
+            expected = text[a:b].replace(" ", "").lower()
+            assert expected in written or "[unk]" in written
+            assert len(written) <= len(expected) + 12  # a token may reach beyond its span
+    with pytest.raises(DataError, match="the corpus gives"):
+        write_marks(texts[1:], find, tokenizer, shards, tmp_path / "other")
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 12), min_size=1, max_size=6))
+def test_one_salient_span_of_each_sequence_is_lost(seed, lengths):
+    rng = np.random.default_rng(seed)
+    sizes, total = np.array(lengths), sum(lengths)
+    marks = rng.choice([OUTSIDE, INSIDE, OPENS], total).astype(np.uint8)
+    other = rng.random(total) < 0.3
+    lost = salient_or(other, marks, sizes, rng)
+    for begin, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True):
+        own, gone = marks[begin : begin + size], lost[begin : begin + size]
+        if not (own == OPENS).any() and own[0] != INSIDE:
+            if not (own != OUTSIDE).any():
+                np.testing.assert_array_equal(gone, other[begin : begin + size])
+            continue
+        opens = (own == OPENS) | ((np.arange(size) == 0) & (own == INSIDE))
+        assert (opens & gone).sum() == 1
+        assert (own[gone] != OUTSIDE).all()
+
+
+def sequences_with_names(texts, tokenizer, tmp_path):
+    """The sequences of a text whose names are marked, as a run draws them."""
+    from firth.text.batches import PackedSequences
+
+    shards = write_shards(firth.Corpus.from_texts(texts), tokenizer, tmp_path / "s", workers=1)
+    write_marks(texts, annotator("names", texts), tokenizer, shards, tmp_path / "marks")
+    marks = np.fromfile(tmp_path / "marks", np.uint8)
+    return PackedSequences(
+        shards, tokenizer.vocabulary, max_length=64, batch_tokens=4096, seed=0, marks=marks
+    ).sequences(0)
+
+
+def test_entities_are_masked_as_a_whole(papers, tmp_path):
+    tokenizer = Tokenizer.train(papers, "wordpiece", 800)
+    drawn = sequences_with_names(papers[:60], tokenizer, tmp_path)
+    assert drawn.marks is not None
+    masked, names_masked, names_all = 0, 0, 0
+    for seed in range(5):
+        objective = MaskedLM(units="entity")
+        batch = objective.prepare(drawn, np.random.default_rng(seed))
+        assert batch.predict_at is not None
+        chosen = np.zeros(len(drawn.ids), dtype=bool)
+        chosen[batch.predict_at.numpy()] = True
+        masked += chosen.sum()
+        own = drawn.marks != OUTSIDE
+        names_masked, names_all = names_masked + (chosen & own).sum(), names_all + own.sum()
+        goes_on = np.flatnonzero(drawn.marks == INSIDE)
+        goes_on = goes_on[~np.isin(drawn.ids[goes_on - 1], drawn.vocabulary.special)]
+        np.testing.assert_array_equal(chosen[goes_on], chosen[goes_on - 1])
+    assert masked / (5 * len(drawn.ids)) == pytest.approx(0.14, abs=0.02)
+    assert 0.08 < names_masked / names_all < 0.2
+    with pytest.raises(ConfigError, match=r"set data\.spans"):
+        firth.recipe("bert").with_settings({"objective.units": "entity"})
+
+
+def test_a_run_with_salient_spans(tmp_path, papers):
+    chosen = firth.recipe("t5", size="tiny", vocab_size=700).with_settings(
+        {
+            "objective.noise": "salient",
+            "data.spans": "salient",
+            "data.valid": 0.1,
+            "training.steps": 60,
+            "training.evaluate_every": 30,
+            "training.batch_tokens": 1024,
+            "data.max_length": 64,
+        }
+    )
+    firth.pretrain(chosen, firth.Corpus.from_texts(papers[:60]), tmp_path / "run")
+    losses = [row["valid_loss"] for row in read_metrics(tmp_path / "run") if "valid_loss" in row]
+    assert losses[1] < losses[0] - 0.3
+    again = SpanCorruption(noise="salient")
+    tokenizer = Tokenizer.load(tmp_path / "run")
+    drawn = sequences_with_names(papers[:60], tokenizer, tmp_path)
+    batch = again.prepare(drawn, np.random.default_rng(0))
+    assert batch.source is not None
+    sentinels = np.isin(batch.source.input_ids.numpy(), drawn.vocabulary.sentinels)
+    owner = np.repeat(np.arange(batch.num_sequences), np.diff(batch.source.starts.numpy()))
+    per_sequence = np.bincount(owner[sentinels], minlength=batch.num_sequences)
+    assert drawn.marks is not None
+    has_names = np.add.reduceat(drawn.marks, drawn.starts[:-1]) > 0
+    assert 0.3 < has_names.mean() < 1
+    assert (per_sequence[has_names] == 1).all()
+    assert (per_sequence[~has_names] > 1).any()
