@@ -8,6 +8,7 @@ batch, forward, backward, clipping, AdamW. Dropout is 0.1 everywhere on both sid
 
 import argparse
 
+import ours
 from data import SEQUENCE, blocks_folder, shards_folder, tokenizer_folder
 from peers import load_tokenizer, train
 from report import Table, milliseconds, parser, publish, rate, timing_table
@@ -29,10 +30,6 @@ def firth(pace: Pace, shape: tuple[int, int, int, int], precision: str) -> None:
     from firth.device import prepare_process
     from firth.models.bert import Bert, BertConfig
     from firth.objectives import MaskedLM
-    from firth.text.batches import ObjectiveBatches, PackedSequences
-    from firth.text.shards import Shards
-    from firth.text.tokenizers import Tokenizer
-    from firth.training import AdamW, State, Training, steps
 
     prepare_process()
     torch.manual_seed(0)
@@ -45,25 +42,16 @@ def firth(pace: Pace, shape: tuple[int, int, int, int], precision: str) -> None:
         intermediate_size=4 * width,
         dropout=0.1,
     )
-    training = Training(
-        batch_tokens=batch * SEQUENCE,
-        optimizer=AdamW(lr=5e-5),
-        precision=precision,  # type: ignore[arg-type]
+    ours.train(
+        pace,
+        Bert(config, pooler=False),
+        MaskedLM(),
+        shards_folder(vocab_size),
+        tokenizer_folder(vocab_size),
+        length=SEQUENCE,
+        batch_size=batch,
+        precision=precision,
     )
-    packed = PackedSequences(
-        Shards.open(shards_folder(vocab_size)),
-        Tokenizer.load(tokenizer_folder(vocab_size)).vocabulary,
-        max_length=SEQUENCE,
-        batch_tokens=training.batch_tokens,
-        seed=0,
-    )
-    objective = MaskedLM()
-    state = State.begin(Bert(config, pooler=False), training)
-    batches = ObjectiveBatches(packed, objective)
-    parameters = sum(p.numel() for p in state.model.parameters())
-    pace.start(parameters=parameters, tokens_a_step=packed.batch_tokens)
-    for step in steps(state, objective, batches, training, total_steps=1_000_000):
-        pace.lap(loss=step.loss, tokens_a_step=state.tokens / step.step)
 
 
 def trainer(pace: Pace, shape: tuple[int, int, int, int], bf16: bool) -> None:

@@ -64,17 +64,22 @@ def pretraining_text() -> Path:
     return plain_text(source if source.is_file() else DEMO / "papers.txt.gz")
 
 
-def tokenizer_folder(vocab_size: int) -> Path:
+def tokenizer_folder(vocab_size: int, sentinels: int = 0) -> Path:
     """A WordPiece tokenizer of that text, which `transformers` loads too."""
 
     def write(path: Path) -> None:
         corpus = Corpus.from_files(pretraining_text())
-        Tokenizer.train(corpus, "wordpiece", vocab_size).save(path, model_max_length=512)
+        tokenizer = Tokenizer.train(corpus, "wordpiece", vocab_size, sentinels=sentinels)
+        tokenizer.save(path, model_max_length=512)
 
-    return cached(f"wordpiece-{vocab_size}", write)
+    return cached(f"wordpiece-{_name(vocab_size, sentinels)}", write)
 
 
-def shards_folder(vocab_size: int) -> Path:
+def _name(vocab_size: int, sentinels: int) -> str:
+    return f"{vocab_size}-s{sentinels}" if sentinels else str(vocab_size)
+
+
+def shards_folder(vocab_size: int, sentinels: int = 0) -> Path:
     """The text as firth's token files, in documents of a million characters.
 
     So, as in the blocks of `run_mlm`, nearly all sequences have the full length.
@@ -82,23 +87,25 @@ def shards_folder(vocab_size: int) -> Path:
 
     def write(path: Path) -> None:
         corpus = Corpus.from_files(pretraining_text(), documents="file")
-        write_shards(corpus, Tokenizer.load(tokenizer_folder(vocab_size)), path)
+        write_shards(corpus, Tokenizer.load(tokenizer_folder(vocab_size, sentinels)), path)
 
-    return cached(f"shards-{vocab_size}", write)
+    return cached(f"shards-{_name(vocab_size, sentinels)}", write)
 
 
-def blocks_folder(vocab_size: int) -> Path:
-    """The text as a `datasets` folder of blocks of 128 tokens, as `run_mlm` makes them."""
+def blocks_folder(vocab_size: int, sentinels: int = 0, length: int = SEQUENCE) -> Path:
+    """The text as a `datasets` folder of blocks of `length` tokens, as `run_mlm` makes them."""
 
     def write(path: Path) -> None:
         from peers import blocks_of_text, load_tokenizer
 
-        tokenizer = load_tokenizer(tokenizer_folder(vocab_size))
+        tokenizer = load_tokenizer(tokenizer_folder(vocab_size, sentinels))
         scratch = path.with_name(f"{path.name}-scratch")
-        blocks_of_text([pretraining_text()], tokenizer, scratch).save_to_disk(str(path))
+        blocks = blocks_of_text([pretraining_text()], tokenizer, scratch, length=length)
+        blocks.save_to_disk(str(path))
         shutil.rmtree(scratch)
 
-    return cached(f"blocks-{vocab_size}", write)
+    name = f"blocks-{_name(vocab_size, sentinels)}"
+    return cached(name if length == SEQUENCE else f"{name}-{length}", write)
 
 
 def labelled_sentences(count: int) -> Path:

@@ -1,0 +1,156 @@
+"""Greedy generation with a cache: firth against `generate` of `transformers`, on the same weights.
+
+    python benchmarks/bench_generation.py
+
+A lap continues prompts of 32 tokens by 128 tokens: one prompt, and a batch of 16. GPT-2's shape,
+4 layers of 256, vocabulary 8,192, random weights; both write the same tokens (in float32).
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from data import cached, mixed_texts, tokenizer_folder
+from report import Table, milliseconds, parser, publish, rate, timing_table
+from timing import Contender, Pace, interleave, run
+
+PROMPT, NEW = 32, 128
+
+
+def weights(layers: int = 4, width: int = 256) -> Path:
+    """A directory with a GPT-2 of random weights, which both load."""
+
+    def write(path: Path) -> None:
+        import torch
+
+        import firth
+        from firth.interop.huggingface import save_model
+        from firth.models import GPTConfig, build
+
+        tokenizer = firth.Tokenizer.load(tokenizer_folder(8192))
+        torch.manual_seed(0)
+        config = GPTConfig(
+            vocab_size=tokenizer.vocabulary.size,
+            hidden_size=width,
+            num_layers=layers,
+            num_heads=width // 64,
+            intermediate_size=4 * width,
+        )
+        with tempfile.TemporaryDirectory() as directory:
+            made = Path(directory) / "model"
+            tokenizer.save(made, model_max_length=1024)
+            save_model(made, build(config), vocabulary=tokenizer.vocabulary, firth={})
+            made.rename(path)
+
+    return cached(f"gpt2-{layers}x{width}", write)
+
+
+def prompts(count: int) -> list[str]:
+    """Beginnings of running text, 32 tokens each."""
+    import firth
+
+    tokenizer = firth.Tokenizer.load(tokenizer_folder(8192))
+    texts = mixed_texts(4 * count, tokenizer)
+    cut = []
+    for text, encoding in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        if len(encoding.ids) > PROMPT + 1:
+            cut.append(text[: encoding.offsets[PROMPT, 1]])
+    return cut[:count]
+
+
+def firth(pace: Pace, batch: int, precision: str) -> None:
+    """`lm.generate`."""
+    import firth as library
+
+    lm = library.load(weights(), precision=precision)  # type: ignore[arg-type]
+    assert isinstance(lm, library.LanguageModel)
+    texts = prompts(batch)
+    written = lm.generate(texts, max_tokens=NEW)
+    pace.start(tokens=sum(len(one.tokens) for one in written))
+    while True:
+        lm.generate(texts, max_tokens=NEW)
+        pace.lap()
+
+
+def transformers(pace: Pace, batch: int, bf16: bool) -> None:
+    """`model.generate` with its cache."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(weights(), padding_side="left")
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        weights(), dtype=torch.bfloat16 if bf16 else torch.float32
+    ).eval()
+    ids = tokenizer(prompts(batch), return_tensors="pt", padding=True)
+    inputs = {key: ids[key][:, :-1] for key in ("input_ids", "attention_mask")}
+
+    def lap() -> Any:
+        with torch.inference_mode():
+            return model.generate(
+                **inputs,
+                max_new_tokens=NEW,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+
+    found = lap()
+    pace.start(tokens=int((found[:, inputs["input_ids"].shape[1] :] >= 0).sum()))
+    while True:
+        lap()
+        pace.lap()
+
+
+def contenders(batch: int) -> list[Contender]:
+    """firth first: the others are held against it."""
+    ours = [
+        Contender(
+            name=name,
+            work="firth",
+            options={"batch": batch, "precision": precision},
+            allocator_note="glibc, mallopt by firth",
+        )
+        for name, precision in (("firth", "auto"), ("firth, float32", "float32"))
+    ]
+    theirs = [
+        Contender(
+            name=name,
+            work="transformers",
+            options={"batch": batch, "bf16": best},
+            tuned_allocator=best,
+        )
+        for name, best in (("generate as installed", False), ("generate, bf16", True))
+    ]
+    return [*ours, *theirs]
+
+
+def table(batch: int, given: argparse.Namespace) -> Table:
+    """One batch size's rows."""
+    weights()
+    timing = interleave(
+        contenders(batch),
+        rounds=given.rounds,
+        laps=given.laps,
+        threads=given.threads,
+        patience=given.patience,
+    )
+    extra = [
+        ("ms", milliseconds),
+        ("new tokens a second", lambda one: rate(one.facts["tokens"])(one)),
+    ]
+    title = "one prompt" if batch == 1 else f"a batch of {batch} prompts"
+    note = f"{NEW} new tokens after {PROMPT}."
+    return timing_table(timing, title=title, note=note, extra=extra)
+
+
+def main() -> None:
+    options = parser(__doc__ or "", rounds=5)
+    options.add_argument("--laps", type=int, default=2, help="calls a round")
+    given = options.parse_args()
+    if given.quick:
+        given.rounds, given.laps, given.patience = 1, 1, 0
+    publish("generation", given, [table(batch, given) for batch in (1, 16)])
+
+
+if __name__ == "__main__":
+    run(main, {"firth": firth, "transformers": transformers})
