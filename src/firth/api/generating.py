@@ -74,10 +74,10 @@ def _generate(
         return []
     last, part = lm.tokenizer.vocabulary.last, prompts.part(places)
     if how.beams > 1:
-        best = beam_search(lm.engine, part.ids, how, last=last, sources=part.sources)
+        best = beam_search(lm.writer, part.ids, how, last=last, sources=part.sources)
         return [one[0] for one in best]
     *_, found = continuations(
-        lm.engine,
+        lm.writer,
         part.ids,
         how,
         last=last,
@@ -94,7 +94,7 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
         raise ConfigError("a text that comes piece by piece has one beam; leave beams at 1")
     prompts, last, shown = _prompts(lm, [text]), lm.tokenizer.vocabulary.last, ""
     for (one,) in continuations(
-        lm.engine, prompts.ids, how, last=last, stop=_stops(lm, stop), sources=prompts.sources
+        lm.writer, prompts.ids, how, last=last, stop=_stops(lm, stop), sources=prompts.sources
     ):
         now = _generated(lm, text, one, stop).continuation
         # Half a character, or what may become a stop string, waits for the next token.

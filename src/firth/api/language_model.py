@@ -85,6 +85,16 @@ class LanguageModel:
         """The model, ready to run."""
         return Engine.of(self.model, self.precision, self.max_length)
 
+    @cached_property
+    def writer(self) -> Engine:
+        """The model, ready to write token by token.
+
+        On the CPU in float32: for a few rows its products are faster than those of bfloat16.
+        """
+        on_cpu = next(self.model.parameters()).device.type == "cpu"
+        precision = "float32" if on_cpu else self.precision
+        return Engine.of(self.model, precision, self.max_length)
+
     def batch(self, texts: Sequence[Text]) -> Batch:
         """Texts laid end to end, as the model takes them."""
         return collate([encoding.ids for encoding in self.encode(texts)])

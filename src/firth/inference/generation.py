@@ -1,6 +1,6 @@
 """Generating text, greedily and by sampling, many prompts at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -102,7 +102,7 @@ def continuations(
     while alive:
         scores = reader.scores
         logs = torch.log_softmax(scores, dim=-1)
-        history = [np.array([*prompts[i], *found[i].ids]) for i in alive]
+        history = (np.array([*prompts[i], *found[i].ids]) for i in alive)
         uniforms = np.array([randoms[i].random() for i in alive])
         chosen = choose(scores, history, uniforms, how)
         taken = logs.gather(1, chosen[:, None]).squeeze(1).tolist()
@@ -131,7 +131,7 @@ def _extend(
 
 
 def choose(
-    scores: Tensor, history: Sequence[np.ndarray], uniforms: np.ndarray, how: Decoding
+    scores: Tensor, history: Iterable[np.ndarray], uniforms: np.ndarray, how: Decoding
 ) -> Tensor:
     """(B) tokens from (B, V) scores.
 
@@ -156,7 +156,7 @@ def choose(
     return order.gather(1, place).squeeze(1)
 
 
-def penalised(scores: Tensor, history: Sequence[np.ndarray], penalty: float) -> Tensor:
+def penalised(scores: Tensor, history: Iterable[np.ndarray], penalty: float) -> Tensor:
     """Scores with those of tokens in `history` lowered."""
     if penalty == 1.0:
         return scores
@@ -179,6 +179,7 @@ class Reader:
         sources: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.engine = engine
+        engine.model.eval()
         self.cache: Cache = engine.model.new_cache(room)  # type: ignore[operator]
         batch = collate([prompt.astype(np.int64) for prompt in prompts])
         if sources is not None:
@@ -196,6 +197,5 @@ class Reader:
     def _run(self, batch: Batch, at: Tensor) -> Tensor:
         engine = self.engine
         with torch.inference_mode(), computing(engine.dtype, engine.device):
-            engine.model.eval()
             last = engine.model(batch.to(engine.device), cache=self.cache).last
             return engine.model.logits(last[at.to(engine.device)]).float()  # type: ignore[operator]

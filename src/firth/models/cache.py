@@ -1,64 +1,105 @@
 """Keys and values of what a decoder has read, so that the next token costs one token's work."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from firth.models.attention import Scores, attend
 from firth.models.layout import Layout
 
 
-class Columns:
-    """Keys and values (B, T, 2G, K) of B sequences of unequal length."""
+class Extent:
+    """How many tokens are held of each of B sequences; all layers share one."""
 
-    def __init__(self, values: Tensor, positions: Tensor, room: int) -> None:
-        """Takes (N, 2G, K) columns of sequences that lie end to end.
-
-        Args:
-            values: the columns.
-            positions: (N), 0 where a sequence begins.
-            room: T, the most tokens of a sequence.
-        """
+    def __init__(self, positions: Tensor) -> None:
+        """`positions` (N) of sequences that lie end to end are 0 where one begins."""
         owner = (positions == 0).cumsum(0) - 1
-        count = int(owner[-1]) + 1
-        self.values = values.new_zeros(count, room, *values.shape[1:])
-        self.values[owner, positions] = values
-        self.lengths = torch.bincount(owner, minlength=count)
+        self.place = (owner, positions)
+        """Sequence and position of each of the N tokens."""
+        self._set(torch.bincount(owner))
 
-    def add(self, columns: Tensor) -> None:
-        """One more (B, 2G, K) token of each sequence."""
-        row = torch.arange(len(columns), device=columns.device)
-        self.values[row, self.lengths] = columns
-        self.lengths = self.lengths + 1
+    def _set(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+        self.longest = int(lengths.max())
+        even = bool((lengths == self.longest).all())
+        place = torch.arange(self.longest, device=lengths.device)
+        self.hidden = None if even else place >= lengths[:, None]
+        """(B, T) True where nothing is held; None where all sequences are as long."""
+
+    def advance(self) -> None:
+        """One more token of each sequence."""
+        self.place = (torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
+        if self.hidden is None:
+            self.lengths, self.longest = self.lengths + 1, self.longest + 1
+        else:
+            self._set(self.lengths + 1)
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these sequences (B'), in this order; a beam may repeat one."""
+        self._set(self.lengths[rows])
+
+
+class Columns:
+    """Keys and values (B, 2G, T, K) of one layer."""
+
+    def __init__(self, columns: Tensor, extent: Extent, room: int) -> None:
+        """Takes the (N, 2G, K) columns of an extent, with room for T tokens of each sequence."""
+        heads, size = columns.shape[1:]
+        self.extent = extent
+        self.values = columns.new_zeros(len(extent.lengths), heads, room, size)
+        self.add(columns)
+
+    def add(self, columns: Tensor) -> None:
+        """The (N, 2G, K) columns of the tokens by which the extent has grown."""
+        owner, place = self.extent.place
+        self.values[owner, :, place] = columns
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these sequences, in this order."""
         self.values = self.values[rows]
-        self.lengths = self.lengths[rows]
 
     def attend(self, q: Tensor, how: Scores, distances: Tensor | None = None) -> Tensor:
         """(B, H, K) queries at the last tokens to (B, H, K)."""
-        longest = int(self.lengths.max())
-        k, v = self.values[:, :longest].transpose(1, 2).chunk(2, dim=1)  # (B, G, T, K)
-        grouped = q.unflatten(1, (how.num_groups, how.shared_by)) * how.scale  # (B, G, H/G, K)
-        scores = grouped @ k.transpose(2, 3)  # (B, G, H/G, T)
-        place = torch.arange(longest, device=q.device)
-        back = self.lengths[:, None] - 1 - place  # (B, T) query - key
-        if distances is not None:
-            reach = (distances.shape[1] + 1) // 2
-            near = distances[:, (reach - 1 - back).clamp(0, reach - 1)]  # (H, B, T)
-            scores = scores + near.transpose(0, 1).unflatten(1, grouped.shape[1:3])
-        hidden = back < 0
-        if how.mask.window is not None:
-            hidden = hidden | (back > how.mask.window)
-        scores = scores.float().masked_fill(hidden[:, None, None], -torch.inf)
-        return (torch.softmax(scores, dim=-1).to(v.dtype) @ v).flatten(1, 2)
+        extent = self.extent
+        k, v = self.values[:, :, : extent.longest].chunk(2, dim=1)  # (B, G, T, K)
+        attended = F.scaled_dot_product_attention(
+            q[:, :, None].to(k.dtype),
+            k,
+            v,
+            attn_mask=_mask(extent, how, distances, k.dtype),
+            scale=how.scale,
+            enable_gqa=how.shared_by > 1,
+        )
+        return attended[:, :, 0]
+
+
+def _mask(
+    extent: Extent, how: Scores, distances: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """(B, 1, 1, T), True where a key is seen, or (B, H, 1, T) to add to the scores, or None."""
+    hidden = extent.hidden
+    window = how.mask.window
+    if distances is None and window is None:
+        return None if hidden is None else ~hidden[:, None, None]
+    place = torch.arange(extent.longest, device=extent.lengths.device)
+    back = extent.lengths[:, None] - 1 - place  # (B, T) query - key
+    if window is not None:
+        far = back > window
+        hidden = far if hidden is None else hidden | far
+    if distances is None:
+        assert hidden is not None
+        return ~hidden[:, None, None]
+    reach = (distances.shape[1] + 1) // 2
+    near = distances[:, (reach - 1 - back).clamp(0, reach - 1)].transpose(0, 1)[:, :, None]
+    near = near.to(dtype)  # (B, H, 1, T)
+    return near if hidden is None else near.masked_fill(hidden[:, None, None], -torch.inf)
 
 
 class LayerCache:
     """What one layer holds: of the decoder's own tokens and of its source."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
+    def __init__(self, whole: "Cache") -> None:
+        self.whole = whole
         self.own: Columns | None = None
         self.source: Columns | None = None
 
@@ -69,22 +110,22 @@ class LayerCache:
         """
         beside = own[: layout.num_tokens, how.num_heads :]
         if self.own is None:
-            self.own = Columns(beside, layout.positions[: layout.num_tokens], self.room)
+            assert self.whole.own is not None
+            self.own = Columns(beside, self.whole.own, self.whole.room)
             return attend(own, layout, how, distances=distances)
         self.own.add(beside)
-        return _with_spare(
-            self.own.attend(own[: len(beside), : how.num_heads], how, distances), own
-        )
+        return self.own.attend(own[:, : how.num_heads], how, distances)
 
-    def hold_source(self, columns: Tensor, positions: Tensor) -> None:
-        """Keeps (R_k, 2H, K) keys and values of the source sequences' N_k tokens."""
-        self.source = Columns(columns[: len(positions)], positions, int(positions.max()) + 1)
+    def hold_source(self, columns: Tensor) -> None:
+        """Keeps the (R_k, 2H, K) keys and values of the source sequences' N_k tokens."""
+        extent = self.whole.source
+        assert extent is not None
+        self.source = Columns(columns[: len(extent.place[0])], extent, extent.longest)
 
     def attend_source(self, q: Tensor, how: Scores) -> Tensor:
-        """(R, H, K) queries of one token a sequence to (R, H, K)."""
+        """(B, H, K) queries of one token a sequence to (B, H, K)."""
         assert self.source is not None
-        count = len(self.source.lengths)
-        return _with_spare(self.source.attend(q[:count], how), q)
+        return self.source.attend(q, how)
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these sequences, in this order."""
@@ -93,27 +134,33 @@ class LayerCache:
                 columns.keep(rows)
 
 
-def _with_spare(attended: Tensor, own: Tensor) -> Tensor:
-    """(B, H, K) with the spare rows of `own`."""
-    out = own.new_zeros(len(own), *attended.shape[1:])
-    out[: len(attended)] = attended
-    return out
-
-
 class Cache:
     """The caches of all layers of a decoder."""
 
     def __init__(self, num_layers: int, room: int) -> None:
         """Makes room for sequences of up to `room` tokens."""
-        self.layers = [LayerCache(room) for _ in range(num_layers)]
+        self.room = room
+        self.layers = [LayerCache(self) for _ in range(num_layers)]
+        self.own: Extent | None = None
+        self.source: Extent | None = None
 
-    @property
-    def lengths(self) -> Tensor:
-        """(B) tokens held of each sequence; empty before the first call."""
-        own = self.layers[0].own
-        return torch.zeros(0, dtype=torch.int64) if own is None else own.lengths
+    def step(self, starts: Tensor, device: torch.device) -> Layout:
+        """Makes place for sequences (B+1 starts), or for one more token of each that is held.
+
+        A token of each has no spare rows: they would be most of the work.
+        """
+        if self.own is None:
+            layout = Layout.of(starts, device)
+            self.own = Extent(layout.positions[: layout.num_tokens])
+            return layout
+        positions = self.own.lengths
+        self.own.advance()
+        return Layout((), len(positions), positions)
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these sequences, in this order."""
+        for extent in (self.own, self.source):
+            if extent is not None:
+                extent.keep(rows)
         for layer in self.layers:
             layer.keep(rows)

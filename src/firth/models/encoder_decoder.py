@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from firth.device import activation_dtype
 from firth.errors import ConfigError
 from firth.models.attention import Mask
-from firth.models.cache import Cache
+from firth.models.cache import Cache, Extent
 from firth.models.layers import (
     Activation,
     Dropout,
@@ -228,22 +228,22 @@ class EncoderDecoder(nn.Module):
         if batch.source is None and cache is None:
             return _without_spare(*self._encode(batch, hidden_states))
         device = batch.input_ids.device
-        layout = Layout.of(batch.starts, device)
-        positions, memory = layout.positions, None
-        longest = int(batch.starts.diff().max())
-        if cache is not None and len(cache.lengths):
-            positions = F.pad(cache.lengths, (0, len(positions) - layout.num_tokens))
-            longest = int(cache.lengths.max()) + 1
+        layout = (
+            Layout.of(batch.starts, device) if cache is None else cache.step(batch.starts, device)
+        )
+        memory = None
         if batch.source is not None:
             encoded, own = self._encode(batch.source, hidden_states=False)
             both = Layout.of(batch.starts, device, keys=batch.source.starts)
-            memory = Memory(encoded.last, own.positions[: own.num_tokens], both)
+            memory = Memory(encoded.last, both)
+            if cache is not None:
+                cache.source = Extent(own.positions[: own.num_tokens])
         output = self.decoder(
-            self.embeddings(batch.input_ids, positions),
+            self.embeddings(batch.input_ids, layout.positions),
             layout,
             memory=memory,
             cache=cache,
-            longest=longest,
+            longest=int(layout.positions.max()) + 1,
             hidden_states=hidden_states,
         )
         return _without_spare(output, layout)

@@ -169,10 +169,12 @@ class GPT(nn.Module):
         prefix = batch.prefix
         if prefix is None and self.config.bidirectional and cache is None:
             prefix = batch.starts.diff()
-        layout = Layout.of(batch.starts, batch.input_ids.device, prefix=prefix)
+        device = batch.input_ids.device
+        if cache is None:
+            layout = Layout.of(batch.starts, device, prefix=prefix)
+        else:
+            layout = cache.step(batch.starts, device)
         positions = layout.positions
-        if cache is not None and len(cache.lengths):
-            positions = F.pad(cache.lengths, (0, len(positions) - layout.num_tokens))
         x = self.embeddings(batch.input_ids, positions)  # (R, D)
         rotary = None
         if self.config.positions == "rotary":

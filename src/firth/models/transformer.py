@@ -82,8 +82,6 @@ class Memory:
 
     states: Tensor
     """(R_k, D) states of the source sequences."""
-    positions: Tensor
-    """(N_k) of their tokens, 0 where a sequence begins."""
     layout: Layout
     """Of the decoder's sequences and theirs."""
 
@@ -123,7 +121,7 @@ class CrossAttention(nn.Module):
             return self.out(cache.attend_source(q, how).flatten(1))
         beside = self.remember(memory.states)
         if cache is not None:
-            cache.hold_source(beside, memory.positions)
+            cache.hold_source(beside)
         return self.out(attend(q, memory.layout, how, memory=beside).flatten(1))
 
 
