@@ -103,7 +103,7 @@ def continuations(
         scores = reader.scores
         logs = torch.log_softmax(scores, dim=-1)
         history = (np.array([*prompts[i], *found[i].ids]) for i in alive)
-        uniforms = np.array([randoms[i].random() for i in alive])
+        uniforms = np.array([randoms[i].random() if how.temperature else 0.0 for i in alive])
         chosen = choose(scores, history, uniforms, how)
         taken = logs.gather(1, chosen[:, None]).squeeze(1).tolist()
         for i, token, log in zip(alive, chosen.tolist(), taken, strict=True):
