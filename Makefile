@@ -25,8 +25,9 @@ help: ## list the targets
 demo: $(VENV)/.installed ## pre-train a small BERT on real text, fine-tune it, compare (about five minutes)
 	@$(BIN)/firth demo $(ARGS)
 
+# Two processes of one thread: most tests are too small for more.
 test: $(VENV)/.installed-dev ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check format, lint rules, types and the import order
 	$(BIN)/ruff format --check .

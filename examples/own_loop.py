@@ -14,7 +14,7 @@ import firth
 from firth.models import SIZES, Bert, BertConfig
 from firth.objectives import MaskedLM
 from firth.text.batches import ObjectiveBatches, PackedSequences
-from firth.text.shards import write_shards
+from firth.text.shards import unigram_entropy, write_shards
 from firth.training import AdamW, Schedule, State, Training, mean_loss, steps
 
 with resources.as_file(resources.files("firth") / "demo_data") as folder:
@@ -41,7 +41,8 @@ for step in steps(state, objective, batches, training, total_steps=total):
         speed = step.num_tokens / step.seconds
         print(f"step {step.step}  loss {step.loss:.3f}  {speed:,.0f} tokens/s")
 after = mean_loss(model, objective, batches, 2, training)
-print(f"loss {before:.3f} before, {after:.3f} after; unigram {shards.unigram_entropy():.3f} nats")
+unigram = unigram_entropy(shards.token_counts)
+print(f"loss {before:.3f} before, {after:.3f} after; unigram {unigram:.3f} nats")
 
 firth.LanguageModel(model.eval(), tokenizer).save("runs/own-loop")
 print([guess.token for guess in firth.load("runs/own-loop").fill("We [MASK] a model.")])

@@ -155,8 +155,9 @@ def test_the_transformer_learns_to_translate(transformer_run, spelled):
     alone = lm.generate(sources[7], max_tokens=12)
     assert alone.continuation == found[7].continuation
     beams = lm.generate(sources, max_tokens=12, beams=3)
-    # what beams look for; a single text may come out worse, its best start having been dropped
-    assert sum(_per_token(one) for one in beams) >= sum(_per_token(one) for one in found)
+    # What beams look for. A single text may come out worse, its best start having been dropped.
+    gain = sum(_per_token(one) for one in beams) - sum(_per_token(one) for one in found)
+    assert gain >= -1e-3
     pieces = "".join(lm.stream(sources[7], max_tokens=12))
     assert pieces == alone.continuation
 

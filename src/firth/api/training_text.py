@@ -59,8 +59,8 @@ class TrainingText:
 
     def describe(self) -> str:
         """How much it is."""
-        several = isinstance(self.shards, JoinedLanguages)
-        languages = f": {self.shards.describe()}" if several else ""
+        shards = self.shards
+        languages = f": {shards.describe()}" if isinstance(shards, JoinedLanguages) else ""
         what = "documents" if self.source is None else "pairs"
         return f"{self.num_tokens:,} tokens in {self.num_documents:,} {what}{languages}"
 
@@ -77,13 +77,13 @@ class TrainingText:
             assert isinstance(self.shards, Shards)
             return PairedSequences(self.source, self.shards, vocabulary, **shape)
         joined = recipe.data.packing == "full"
-        several = isinstance(self.shards, JoinedLanguages)
+        shards = self.shards
         return PackedSequences(
-            JoinedDocuments(self.shards, vocabulary.last) if joined else self.shards,
+            JoinedDocuments(shards, vocabulary.last) if joined else shards,
             vocabulary,
             **shape,
             spare=recipe.objective.spare,
-            visits=self.shards.document_visits if several else None,
+            visits=shards.document_visits if isinstance(shards, JoinedLanguages) else None,
             marks=self.marks,
         )
 

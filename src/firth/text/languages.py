@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -105,7 +104,7 @@ class JoinedLanguages:
         self.visits = self.shares / (sizes / sizes.sum())
         """(languages) how often each token is shown in an epoch, which is as long as the text."""
 
-    @cached_property
+    @property
     def document_starts(self) -> np.ndarray:
         """(num_documents + 1) int64, over all languages."""
         starts = [
