@@ -152,6 +152,23 @@ def test_stop_and_room_end_a_text():
     assert stopped.ended == "stop"
 
 
+def test_stop_ends_a_hypothesis_of_beam_search():
+    """One that meets it is closed with its score, the others go on; the best of all is given."""
+    engine = engine_of(random_model(SHAPES["gpt2"]))
+    how = Decoding(max_tokens=8, beams=3)
+    ((free, *_),) = beam_search(engine, PROMPTS[:1], how, last=LAST)
+    wanted = free.ids[3]
+    (found,) = beam_search(engine, PROMPTS[:1], how, last=LAST, stop=lambda ids: ids[-1] == wanted)
+    stopped = [one for one in found if one.ended == "stop"]
+    assert stopped
+    assert all(one.ids.index(wanted) == len(one.ids) - 1 for one in stopped)
+    assert all(wanted not in one.ids for one in found if one.ended != "stop")
+    scores = [sum(one.log_probabilities) / (len(one.ids) + (one.ended == "end")) for one in found]
+    assert scores == sorted(scores, reverse=True)
+    everything = beam_search(engine, PROMPTS[:1], how, last=LAST, stop=lambda ids: True)
+    assert [len(one.ids) for one in everything[0]] == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0.0}, {"beams": 2, "temperature": 1.0}],

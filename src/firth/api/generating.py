@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -72,19 +72,15 @@ def _generate(
     """The continuations of some of the prompts, of like length."""
     if not places:
         return []
-    last, part = lm.tokenizer.vocabulary.last, prompts.part(places)
+    part = prompts.part(places)
+    ends: dict[str, Any] = {
+        "last": lm.tokenizer.vocabulary.last,
+        "stop": _stops(lm, stop),
+        "sources": part.sources,
+    }
     if how.beams > 1:
-        best = beam_search(lm.writer, part.ids, how, last=last, sources=part.sources)
-        return [one[0] for one in best]
-    *_, found = continuations(
-        lm.writer,
-        part.ids,
-        how,
-        last=last,
-        stop=_stops(lm, stop),
-        sources=part.sources,
-        places=places,
-    )
+        return [best[0] for best in beam_search(lm.writer, part.ids, how, **ends)]
+    *_, found = continuations(lm.writer, part.ids, how, **ends, places=places)
     return found
 
 

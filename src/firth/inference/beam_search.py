@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from firth.inference.forward import Engine
-from firth.inference.generation import Continuation, Decoding, Reader, penalised
+from firth.inference.generation import (
+    Continuation,
+    Decoding,
+    Ended,
+    Reader,
+    Stop,
+    penalised,
+)
 
 
 @dataclass(frozen=True)
@@ -17,11 +24,11 @@ class _Hypothesis:
     """log P, with the repetition penalty."""
     ids: tuple[int, ...] = ()
     logs: tuple[float, ...] = ()
-    closed: bool = False
+    ended: Ended = "length"
 
     def score(self, how: Decoding) -> float:
         """Log P / length^penalty, the closing token counted."""
-        length = len(self.ids) + self.closed
+        length = len(self.ids) + (self.ended == "end")
         return self.total / max(1, length) ** how.length_penalty
 
 
@@ -31,6 +38,7 @@ class _Search:
 
     prompt: np.ndarray
     room: int
+    stop: Stop
     open: list[_Hypothesis] = field(default_factory=lambda: [_Hypothesis(0.0)])
     closed: list[_Hypothesis] = field(default_factory=list)
 
@@ -57,16 +65,24 @@ class _Search:
             row, token = divmod(place, ranked.shape[1])
             before = self.open[row]
             values = (*before.logs, float(logs[row, token]))
-            if token == last and rank < how.beams:
-                self.closed.append(_Hypothesis(total, before.ids, values, closed=True))
-            elif token != last and len(now) < how.beams:
-                now.append(_Hypothesis(total, (*before.ids, token), values))
+            if token == last:
+                if rank < how.beams:
+                    self.closed.append(_Hypothesis(total, before.ids, values, ended="end"))
+                continue
+            ids = (*before.ids, token)
+            if self.stop(ids):
+                if rank < how.beams:
+                    self.closed.append(_Hypothesis(total, ids, values, ended="stop"))
+            elif len(now) < how.beams:
+                now.append(_Hypothesis(total, ids, values))
                 went.append((row, token))
         self.open = now
         self.closed = sorted(self.closed, key=lambda one: -one.score(how))[: how.beams]
         return [] if self._ended(how) else went
 
     def _ended(self, how: Decoding) -> bool:
+        if not self.open:  # each has met a stop
+            return True
         if len(self.open[0].ids) >= self.room:
             return True
         full = len(self.closed) == how.beams
@@ -78,10 +94,7 @@ class _Search:
         if len(found) < how.beams:
             found += self.open
         found = sorted(found, key=lambda one: -one.score(how))[: how.beams]
-        return [
-            Continuation(list(one.ids), list(one.logs), "end" if one.closed else "length")
-            for one in found
-        ]
+        return [Continuation(list(one.ids), list(one.logs), one.ended) for one in found]
 
 
 def beam_search(
@@ -90,6 +103,7 @@ def beam_search(
     how: Decoding,
     *,
     last: int,
+    stop: Stop = lambda ids: False,
     sources: Sequence[np.ndarray] | None = None,
 ) -> list[list[Continuation]]:
     """The best continuations of each prompt, best first (Sutskever et al. 2014, section 3.2).
@@ -103,12 +117,14 @@ def beam_search(
         prompts: token ids, at least one each.
         how: the number of beams, and the penalties.
         last: the closing token.
+        stop: closes a hypothesis early.
         sources: token ids of what an encoder reads, one for each prompt.
     """
     room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
     reader = Reader(engine, prompts, room, sources)
     searches = [
-        _Search(prompt, min(how.max_tokens, engine.max_length - len(prompt))) for prompt in prompts
+        _Search(prompt, min(how.max_tokens, engine.max_length - len(prompt)), stop)
+        for prompt in prompts
     ]
     alive = searches
     while alive:
