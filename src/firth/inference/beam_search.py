@@ -138,6 +138,5 @@ def beam_search(
             going += [one] if went else []
         alive = going
         if alive:
-            device = engine.device
-            reader.read(torch.tensor(rows, device=device), torch.tensor(tokens, device=device))
+            reader.read(rows, torch.tensor(tokens, device=engine.device))
     return [one.found(how) for one in searches]

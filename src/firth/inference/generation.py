@@ -112,8 +112,7 @@ def continuations(
         kept = [row for row, i in enumerate(alive) if found[i].ended is None]
         alive = [alive[row] for row in kept]
         if alive:
-            rows = torch.tensor(kept, device=engine.device)
-            reader.read(rows, chosen[rows])
+            reader.read(kept, chosen if len(kept) == len(chosen) else chosen[kept])
 
 
 def _extend(
@@ -184,18 +183,17 @@ class Reader:
         batch = collate([prompt.astype(np.int64) for prompt in prompts])
         if sources is not None:
             batch = replace(batch, source=collate([one.astype(np.int64) for one in sources]))
-        self.scores = self._run(batch, batch.starts[1:] - 1)
+        self.scores = self._run(batch, (batch.starts[1:] - 1).to(engine.device))
 
-    def read(self, rows: Tensor, tokens: Tensor) -> None:
+    def read(self, rows: Sequence[int], tokens: Tensor) -> None:
         """Goes on with these texts, each with one more token."""
-        count = len(rows)
-        if count < len(self.scores) or not torch.equal(rows.cpu(), torch.arange(count)):
-            self.cache.keep(rows)
-        batch = Batch(input_ids=tokens, starts=torch.arange(count + 1))
-        self.scores = self._run(batch, torch.arange(count))
+        if list(rows) != list(range(len(self.scores))):
+            self.cache.keep(torch.tensor(rows, device=self.engine.device))
+        self.scores = self._run(Batch(input_ids=tokens, starts=torch.arange(len(rows) + 1)), None)
 
-    def _run(self, batch: Batch, at: Tensor) -> Tensor:
+    def _run(self, batch: Batch, at: Tensor | None) -> Tensor:
+        """(B, V) scores after the tokens at `at`, or after all."""
         engine = self.engine
         with torch.inference_mode(), computing(engine.dtype, engine.device):
             last = engine.model(batch.to(engine.device), cache=self.cache).last
-            return engine.model.logits(last[at.to(engine.device)]).float()  # type: ignore[operator]
+            return engine.model.logits(last if at is None else last[at]).float()  # type: ignore[operator]
