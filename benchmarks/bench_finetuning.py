@@ -122,15 +122,20 @@ def contenders(shape: tuple[int, int], sentences: int) -> list[Contender]:
         )
         for name, precision in (("firth", "auto"), ("firth, float32", "float32"))
     ]
-    plain = {**work, "bf16": False, "sampling": "random"}
-    best = {**work, "bf16": True, "sampling": "group_by_length"}
-    return [
-        *ours,
-        Contender(name="Trainer as installed", work="trainer", options=plain),
+    theirs = [
         Contender(
-            name="Trainer, bf16, by length", work="trainer", options=best, tuned_allocator=True
-        ),
+            name=name,
+            work="trainer",
+            options={**work, "bf16": bf16, "sampling": sampling},
+            tuned_allocator=bf16,
+        )
+        for name, bf16, sampling in (
+            ("Trainer as installed", False, "random"),
+            ("Trainer, bf16", True, "random"),
+            ("Trainer, bf16, by length", True, "group_by_length"),
+        )
     ]
+    return [*ours, *theirs]
 
 
 def arguments() -> argparse.Namespace:
