@@ -4,7 +4,8 @@
 
 Test set: SST-2's dev part (872 sentences; the published test part has no labels). To stop on and to
 choose by: 500 sentences taken out of the training part. The training subset, the head and the order
-change with the seed. Writes benchmarks/results/sst2.{json,md} after every row.
+change with the seed. Writes benchmarks/results/sst2.{json,md} after every row, or under the name
+that --name gives.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 import firth
 from firth.api import LanguageModel
-from firth.models import Bert
+from firth.models import build
 from firth.tasks.metrics import mean_and_interval
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def scratch(lm: LanguageModel, seed: int) -> LanguageModel:
     torch.manual_seed(1000 + seed)
-    return LanguageModel(Bert(lm.model.config, pooler=False).eval(), lm.tokenizer)
+    return LanguageModel(build(lm.model.config).eval(), lm.tokenizer)
 
 
 def with_tfidf(train, test) -> float:
@@ -65,6 +66,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 2000, 0])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--name", default="sst2")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -77,9 +80,9 @@ def main() -> None:
     dev = [everything[i] for i in order[:500]]
     pool = [everything[i] for i in order[500:]]
     task = task.fit_labels(pool)
-    rows: dict[str, dict[str, list[float]]] = {name: {} for name in METHODS}
+    rows: dict[str, dict[str, list[float]]] = {name: {} for name in options.methods}
     for size in options.sizes:
-        for name in METHODS:
+        for name in options.methods:
             begin = time.perf_counter()
             values = []
             for seed in range(options.seeds):
@@ -96,8 +99,8 @@ def main() -> None:
 def write(rows: dict[str, dict[str, list[float]]], options: argparse.Namespace) -> None:
     RESULTS.mkdir(exist_ok=True)
     record = {"run": Path(options.run).name, "seeds": options.seeds, "accuracy": rows}
-    (RESULTS / "sst2.json").write_text(json.dumps(record, indent=1) + "\n")
-    sizes = list(rows[METHODS[0]])
+    (RESULTS / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    sizes = list(rows[options.methods[0]])
     lines = ["| labels | " + " | ".join(sizes) + " |", "| --- |" + " --- |" * len(sizes)]
     for name, values in rows.items():
         cells = []
@@ -108,7 +111,7 @@ def write(rows: dict[str, dict[str, list[float]]], options: argparse.Namespace) 
             else:
                 cells.append("")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    (RESULTS / "sst2.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / f"{options.name}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
