@@ -152,6 +152,27 @@ def test_stop_and_room_end_a_text():
     assert stopped.ended == "stop"
 
 
+def test_prompts_of_a_prefix_model_are_read_in_both_directions():
+    """As reading each text anew, with the prompt as its prefix; left to right gives other texts."""
+    plain = random_model(SHAPES["gpt2"])
+    model = GPT(replace(plain.config, whole_prompts=True)).eval()
+    model.load_state_dict(plain.state_dict())
+    found = run(engine_of(model), PROMPTS, max_tokens=6)
+    for prompt, one in zip(PROMPTS, found, strict=True):
+        ids, prefix = [*prompt.tolist()], torch.tensor([len(prompt)])
+        for token, log in zip(one.ids, one.log_probabilities, strict=False):
+            batch = Batch(
+                input_ids=torch.tensor(ids), starts=torch.tensor([0, len(ids)]), prefix=prefix
+            )
+            with torch.no_grad():
+                logs = model.logits(model(batch).last[-1:]).log_softmax(-1)[0]
+            assert int(logs.argmax()) == token
+            assert float(logs[token]) == pytest.approx(log, abs=1e-4)
+            ids.append(token)
+    causal = run(engine_of(plain), PROMPTS, max_tokens=6)
+    assert [one.ids for one in causal] != [one.ids for one in found]
+
+
 def test_stop_ends_a_hypothesis_of_beam_search():
     """One that meets it is closed with its score, the others go on; the best of all is given."""
     engine = engine_of(random_model(SHAPES["gpt2"]))

@@ -181,6 +181,8 @@ class Reader:
         engine.model.eval()
         self.cache: Cache = engine.model.new_cache(room)  # type: ignore[operator]
         batch = collate([prompt.astype(np.int64) for prompt in prompts])
+        if getattr(engine.model.config, "whole_prompts", False):
+            batch = replace(batch, prefix=batch.starts.diff())
         if sources is not None:
             batch = replace(batch, source=collate([one.astype(np.int64) for one in sources]))
         self.scores = self._run(batch, (batch.starts[1:] - 1).to(engine.device))

@@ -126,7 +126,13 @@ _TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
 def decoder_family(config: GPTConfig) -> str | None:
     """The `transformers` family that computes what this shape computes, or None."""
-    same = {"qk_norm": False, "embedding_norm": False, "norm": "pre", "bidirectional": False}
+    same = {
+        "qk_norm": False,
+        "embedding_norm": False,
+        "norm": "pre",
+        "bidirectional": False,
+        "whole_prompts": False,
+    }
     if any(getattr(config, name) != value for name, value in same.items()):
         return None
     gpt2 = {"norm_kind": "layer", "positions": "learned", "bias": True, "gated": False}

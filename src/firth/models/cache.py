@@ -144,13 +144,13 @@ class Cache:
         self.own: Extent | None = None
         self.source: Extent | None = None
 
-    def step(self, starts: Tensor, device: torch.device) -> Layout:
+    def step(self, starts: Tensor, device: torch.device, *, prefix: Tensor | None = None) -> Layout:
         """Makes place for sequences (B+1 starts), or for one more token of each that is held.
 
         A token of each has no spare rows: they would be most of the work.
         """
         if self.own is None:
-            layout = Layout.of(starts, device)
+            layout = Layout.of(starts, device, prefix=prefix)
             self.own = Extent(layout.positions[: layout.num_tokens])
             return layout
         positions = self.own.lengths

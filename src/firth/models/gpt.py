@@ -72,6 +72,10 @@ class GPTConfig:
     """How a batch that does not say (`Batch.prefix`) is read: in both directions, as a model of the
     hybrid objective can, or left to right."""
 
+    whole_prompts: bool = False
+    """Whether generation reads a prompt in both directions before it goes on, as a model of prefix
+    LM has learned to."""
+
     def __post_init__(self) -> None:
         if self.head_size is None and self.hidden_size % self.num_heads:
             raise ConfigError(
@@ -173,7 +177,7 @@ class GPT(nn.Module):
         if cache is None:
             layout = Layout.of(batch.starts, device, prefix=prefix)
         else:
-            layout = cache.step(batch.starts, device)
+            layout = cache.step(batch.starts, device, prefix=prefix)
         positions = layout.positions
         x = self.embeddings(batch.input_ids, positions)  # (R, D)
         rotary = None

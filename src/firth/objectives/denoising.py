@@ -234,8 +234,8 @@ class PrefixLM:
 
     Each sequence is cut at a place drawn uniformly. A decoder sees the tokens before it in both
     directions and predicts those after it; with `encoder` the first part goes to the encoder.
-
-    Departure: generating and scoring read a prompt from left to right, as every decoder's.
+    Such a decoder reads prompts as a whole, too (`GPTConfig.whole_prompts`); it scores texts from
+    left to right, as those of an empty prefix.
     """
 
     models: ClassVar[tuple[str, ...]] = ("GPTConfig", "EncoderDecoderConfig")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from firth.config import merge, nested
 from firth.errors import ConfigError
-from firth.models import BertConfig, EncoderDecoderConfig, ModelConfig
+from firth.models import BertConfig, EncoderDecoderConfig, GPTConfig, ModelConfig
 from firth.objectives import (
     Hybrid,
     MaskedLM,
@@ -124,12 +124,7 @@ def _check_objective(recipe: Recipe) -> None:
             f"of {type(model).__name__}; choose a recipe with such a model, or another objective"
         )
     if isinstance(objective, PrefixLM):
-        own = isinstance(model, EncoderDecoderConfig)
-        if objective.encoder != own:
-            raise ConfigError(
-                f"objective.encoder is {objective.encoder}; set it to {own} for this model, which "
-                f"has {'an' if own else 'no'} encoder of its own"
-            )
+        _check_prefix(objective, model)
     if isinstance(objective, Hybrid) and not getattr(model, "bidirectional", False):
         raise ConfigError(
             "Hybrid trains a model that reads in both directions; set model.bidirectional to true, "
@@ -154,6 +149,20 @@ def _check_objective(recipe: Recipe) -> None:
     if recipe.data.packing == "full":
         raise ConfigError(
             "SentencePairs needs sequences of one document each; set data.packing to documents"
+        )
+
+
+def _check_prefix(objective: PrefixLM, model: ModelConfig) -> None:
+    own = isinstance(model, EncoderDecoderConfig)
+    if objective.encoder != own:
+        raise ConfigError(
+            f"objective.encoder is {objective.encoder}; set it to {own} for this model, which has "
+            f"{'an' if own else 'no'} encoder of its own"
+        )
+    if isinstance(model, GPTConfig) and not model.whole_prompts:
+        raise ConfigError(
+            "PrefixLM trains a decoder that reads its prompt in both directions; set "
+            "model.whole_prompts to true"
         )
 
 
