@@ -59,11 +59,11 @@ def prompts(count: int) -> list[str]:
     return cut[:count]
 
 
-def firth(pace: Pace, batch: int, precision: str) -> None:
+def firth(pace: Pace, batch: int) -> None:
     """`lm.generate`."""
     import firth as library
 
-    lm = library.load(weights(), precision=precision)  # type: ignore[arg-type]
+    lm = library.load(weights())
     assert isinstance(lm, library.LanguageModel)
     texts = prompts(batch)
     written = lm.generate(texts, max_tokens=NEW)
@@ -94,8 +94,8 @@ def transformers(pace: Pace, batch: int, bf16: bool) -> None:
                 pad_token_id=tokenizer.pad_token_id,
             )
 
-    found = lap()
-    pace.start(tokens=int((found[:, inputs["input_ids"].shape[1] :] >= 0).sum()))
+    written = lap()[:, inputs["input_ids"].shape[1] :]
+    pace.start(tokens=int((written != tokenizer.pad_token_id).sum()))
     while True:
         lap()
         pace.lap()
@@ -103,15 +103,12 @@ def transformers(pace: Pace, batch: int, bf16: bool) -> None:
 
 def contenders(batch: int) -> list[Contender]:
     """firth first: the others are held against it."""
-    ours = [
-        Contender(
-            name=name,
-            work="firth",
-            options={"batch": batch, "precision": precision},
-            allocator_note="glibc, mallopt by firth",
-        )
-        for name, precision in (("firth", "auto"), ("firth, float32", "float32"))
-    ]
+    ours = Contender(
+        name="firth",
+        work="firth",
+        options={"batch": batch},
+        allocator_note="glibc, mallopt by firth",
+    )
     theirs = [
         Contender(
             name=name,
@@ -121,7 +118,7 @@ def contenders(batch: int) -> list[Contender]:
         )
         for name, best in (("generate as installed", False), ("generate, bf16", True))
     ]
-    return [*ours, *theirs]
+    return [ours, *theirs]
 
 
 def table(batch: int, given: argparse.Namespace) -> Table:

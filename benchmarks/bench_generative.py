@@ -158,7 +158,7 @@ def t5_of(shape: Shape, tokenizer: Any) -> tuple[Any, Any]:
 def contenders(shape: Shape) -> list[Contender]:
     """firth first: the others are held against it."""
     options = {"shape": vars(shape)}
-    ours = Contender(
+    own = Contender(
         name="firth",
         work="firth",
         options={**options, "precision": "auto"},
@@ -170,7 +170,7 @@ def contenders(shape: Shape) -> list[Contender]:
         )
         for name, best in (("Trainer as installed", False), ("Trainer, bf16", True))
     ]
-    return [ours, *theirs]
+    return [own, *theirs]
 
 
 def table(title: str, shape: Shape, given: argparse.Namespace) -> Table:
@@ -186,13 +186,10 @@ def table(title: str, shape: Shape, given: argparse.Namespace) -> Table:
     )
     extra = [
         ("ms a step", milliseconds),
-        ("tokens a second", lambda one: rate(one.facts["tokens_a_step"])(one)),
+        ("tokens of text a second", rate(shape.batch * LENGTH)),
     ]
     counts = sorted({f"{one.facts['parameters']:,}" for one in timing.measured})
-    note = (
-        f"{' to '.join(counts)} parameters, {shape.batch * LENGTH:,} tokens of text a step (firth "
-        "counts what both stacks read)."
-    )
+    note = f"{' to '.join(counts)} parameters, {shape.batch * LENGTH:,} tokens of text a step."
     return timing_table(timing, title=title, note=note, extra=extra)
 
 
