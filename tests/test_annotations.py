@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import firth
 from firth.errors import ConfigError, DataError
-from firth.objectives import MaskedLM, SpanCorruption
+from firth.objectives import MaskedLM, SentencePairs, SpanCorruption
 from firth.objectives.denoising import salient_or
+from firth.objectives.sentence_pairs import pair_up
 from firth.protocols import INSIDE, OPENS, OUTSIDE
 from firth.text.annotations import annotator, dates, names, usual_forms, write_marks
 from firth.text.shards import write_shards
@@ -46,12 +47,18 @@ def test_names_are_found():
 
 def test_dates_are_found():
     text = "From 1990 to the 1800s, 3 May, May 3rd, May 4, 1999, 2001-02-03, 12.05.1945, 12345."
-    expected = ["1990", "1800s", "3 May", "May 4, 1999", "2001-02-03", "12.05.1945"]
+    expected = ["1990", "1800s", "3 May", "May 3rd", "May 4, 1999", "2001-02-03", "12.05.1945"]
     assert found(dates(text), text) == expected
     assert found(dates("in the 19th century"), "in the 19th century") == ["19th century"]
     both = annotator("salient", [TEXT])(TEXT)
     assert "12 March 1843" in found(both)
     assert all(a[1] <= b[0] for a, b in pairwise(both))
+    for text, expected in (
+        ("we met in Paris March 3, 1920", ["March 3, 1920"]),  # a date before a name it overlaps
+        ("the Battle of May 1843 in Rome", ["May 1843", "Rome"]),
+        ("on May 21st, 2001 it fell", ["May 21st, 2001"]),
+    ):
+        assert found(annotator("salient", [])(text), text) == expected
 
 
 def test_phrases_of_a_file(tmp_path):
@@ -62,6 +69,13 @@ def test_phrases_of_a_file(tmp_path):
         "heart",
         "BRCA-1",
     ]
+    (tmp_path / "terms.txt").write_text("C++\nNew York\n(E)-2-hexenal\n", encoding="utf-8")
+    text = "C and C++, new (E)-2-hexenal. New. York, New York; C+++ XC++ C++s"
+    expected = ["C++", "(E)-2-hexenal", "New York", "C++"]
+    assert found(annotator(str(tmp_path / "terms.txt"), [])(text), text) == expected
+    (tmp_path / "latin.txt").write_bytes("Zürich".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        annotator(str(tmp_path / "latin.txt"), [])
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match="no phrase found"):
         annotator(str(tmp_path / "empty.txt"), [])
@@ -77,6 +91,7 @@ def test_marked_texts(tmp_path):
         ('{"text": "a"}', "KeyError"),
         ('{"text": "abc", "spans": [[1, 9]]}', "the span 1:9 is not within the text's 3"),
         ("nothing", "line 1: expected"),
+        ('{"text": "abc", "spans": [[1]]}', "ValueError"),
     ):
         path.write_text(row + "\n")
         with pytest.raises(DataError, match=message):
@@ -159,6 +174,28 @@ def test_entities_are_masked_as_a_whole(papers, tmp_path):
     assert 0.08 < names_masked / names_all < 0.2
     with pytest.raises(ConfigError, match=r"set data\.spans"):
         firth.recipe("bert").with_settings({"objective.units": "entity"})
+    with pytest.raises(ConfigError, match=r"set data\.spans"):
+        firth.recipe("bert-nsp").with_settings({"objective.masked.units": "entity"})
+
+
+def test_entities_stay_whole_in_sentence_pairs(papers, tmp_path):
+    """Marks move with their tokens when halves of sequences are put together anew."""
+    tokenizer = Tokenizer.train(papers, "wordpiece", 800)
+    drawn = sequences_with_names(papers[:60], tokenizer, tmp_path)
+    objective = SentencePairs(masked=MaskedLM(units="entity"))
+    pairs, *_ = pair_up(drawn, "next", np.random.default_rng(3))
+    assert drawn.marks is not None
+    assert pairs.marks is not None
+    assert len(pairs.marks) == len(pairs.ids)
+    named = {tokenizer.token(i) for i in drawn.ids[drawn.marks == OPENS].tolist()}
+    assert {tokenizer.token(i) for i in pairs.ids[pairs.marks == OPENS].tolist()} <= named
+    batch = objective.prepare(drawn, np.random.default_rng(3))
+    chosen = np.zeros(len(pairs.ids), dtype=bool)
+    assert batch.predict_at is not None
+    chosen[batch.predict_at.numpy()] = True
+    goes_on = np.flatnonzero(pairs.marks == INSIDE)
+    goes_on = goes_on[~np.isin(pairs.ids[goes_on - 1], pairs.vocabulary.special)]
+    np.testing.assert_array_equal(chosen[goes_on], chosen[goes_on - 1])
 
 
 def test_a_run_with_salient_spans(tmp_path, papers):

@@ -132,7 +132,7 @@ def test_objectives_that_do_not_fit_the_model_are_refused():
     wrong = (
         ("t5", {"type": "PrefixLM"}, "objective.encoder is False; set it to True"),
         ("gpt", {"type": "PrefixLM", "encoder": True}, "objective.encoder is True"),
-        ("gpt", {"type": "PrefixLM"}, "set model.whole_prompts to true"),
+        ("gpt", {"type": "PrefixLM"}, "whole_prompts is False; set it to True"),
         ("gpt", {"type": "Hybrid"}, "reads in both directions"),
     )
     for name, objective, message in wrong:

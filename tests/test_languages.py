@@ -1,12 +1,15 @@
 """Several languages in one run: their shares, what is shown, and perplexity of each."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import firth
-from firth.errors import ConfigError
+from firth.errors import ConfigError, DataError
 from firth.text.batches import PackedSequences
 from firth.text.languages import JoinedLanguages, MultilingualCorpus, smoothed_shares
 from firth.text.shards import write_shards
@@ -17,12 +20,11 @@ from tests.test_end_to_end import good, run
 
 
 def test_shares_are_the_published_ones():
-    """English falls from 21 % to less, Icelandic rises a hundredfold (BERT, `multilingual.md`)."""
+    """BERT, `multilingual.md`: English is shown a hundred, not a thousand, times as Icelandic."""
     np.testing.assert_allclose(smoothed_shares([3, 1], 1.0), [0.75, 0.25])
     np.testing.assert_allclose(smoothed_shares([3, 1], 0.0), [0.5, 0.5])
     expected = np.array([0.99**0.7, 0.01**0.7])
     np.testing.assert_allclose(smoothed_shares([99, 1], 0.7), expected / expected.sum())
-    # "English is sampled 1000x more than Icelandic without smoothing, and 100x with it": about so.
     before, after = smoothed_shares([1000, 1], 1.0), smoothed_shares([1000, 1], 0.7)
     assert before[0] / before[1] == pytest.approx(1000)
     assert 100 < after[0] / after[1] < 130
@@ -98,8 +100,12 @@ def test_the_vocabulary_sees_the_same_shares():
     assert len(list(corpus.smoothed(1.0))) == 1000
 
 
+def manifests(run):
+    return sorted((run / "data" / "train").glob("*/manifest.json"))
+
+
 def test_a_multilingual_run(tmp_path, papers):
-    """Two languages, the second one spelled backwards: perplexity of each, and exact resume."""
+    """Two languages, the second one spelled backwards: perplexity of each, and baselines."""
     files = {"en": papers[:60], "ne": [text[::-1] for text in papers[60:80]]}
     for name, texts in files.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(texts), encoding="utf-8")
@@ -114,12 +120,84 @@ def test_a_multilingual_run(tmp_path, papers):
     assert each[0] != each[1]
     card = (tmp_path / "run" / "README.md").read_text()
     assert f"by language: en {each[0]:.2f}, ne {each[1]:.2f}" in card
-    assert "ne 2" in card.replace("\n", " ")  # about a quarter of the text
+    shares = re.search(r"ne (\S+)% \(shown (\S+)%\)", card)
+    assert shares is not None
+    own, shown = (float(share) / 100 for share in shares.groups())
+    assert shown == pytest.approx(smoothed_shares([1 - own, own], 0.7)[1], abs=0.001)
+    assert 0.15 < own < shown
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("good\tbad\nwe use these\twe use this\n", encoding="utf-8")
+    report = json.loads(
+        good("evaluate", tmp_path / "run", pairs, "--suite", "pairs", "--pseudo", "--json")
+    )
+    assert "5-gram" in report["details"]["baselines"]
+    tokens = sum(json.loads(p.read_text())["num_tokens"] for p in manifests(tmp_path / "run"))
+    assert f"{tokens:,} tokens" in good("inspect", tmp_path / "run")
     refused = run("pretrain", "bert", named[0], "other.txt", "-o", tmp_path / "no", *budget)
     assert refused.code == 2
     assert "other.txt: expected a language before it" in refused.err
-    refused = run("pretrain", "bert", *named, "--valid", named[0], "-o", tmp_path / "no", *budget)
-    assert "languages" in refused.err
+    for valid, message in (
+        (named[:1], "1 language was given"),
+        ([named[0], named[1].replace("ne=", "xx=")], "the held-out text en, xx; expected the same"),
+    ):
+        refused = run("pretrain", "bert", *named, "--valid", *valid, "-o", tmp_path / "no", *budget)
+        assert refused.code == 2
+        assert message in refused.err
+
+
+def test_a_run_keeps_its_languages(tmp_path, papers):
+    """Another set of languages, or text without a name, is refused, whichever came first."""
+    text = {name: firth.Corpus.from_texts(papers[i : i + 8]) for i, name in ((0, "a"), (8, "b"))}
+    text["c"] = firth.Corpus.from_texts(papers[16:24])
+    recipe = firth.recipe("bert", size="tiny", vocab_size=300).with_settings(
+        {"training.steps": 2, "training.batch_tokens": 512, "data.valid": 0.3}
+    )
+    both = MultilingualCorpus.of({"a": text["a"], "b": text["b"]})
+    firth.pretrain(recipe, both, tmp_path / "run", valid=both)
+    begun = (tmp_path / "run" / "metrics.jsonl").read_text()
+    more = MultilingualCorpus.of(text)
+    for other in (more, text["a"]):
+        with pytest.raises(DataError, match=r"holds text of a, b, expected"):
+            firth.pretrain(recipe, other, tmp_path / "run", valid=other)
+    firth.pretrain(recipe, text["a"], tmp_path / "plain", valid=text["b"])
+    with pytest.raises(DataError, match="holds text of one language, unnamed, expected a, b"):
+        firth.pretrain(recipe, both, tmp_path / "plain", valid=both)
+    firth.pretrain(recipe, both, tmp_path / "run", valid=both)  # goes on, being at its end
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == begun
+
+
+def test_tokens_of_several_languages_lie_end_to_end(tmp_path):
+    tokenizer = Tokenizer.train(["a b c d e f"], "word", 20, min_frequency=1)
+    texts = {"x": ["a b", "c"], "y": ["d e f"], "z": ["f a"]}
+    parts = {
+        name: write_shards(firth.Corpus.from_texts(t), tokenizer, tmp_path / name, workers=1)
+        for name, t in texts.items()
+    }
+    joined = JoinedLanguages(parts, 1.0)
+    whole = tokenizer.encode_ids(["a b c d e f f a"], special_tokens=False)[0]
+    for begin in range(9):
+        for end in range(begin, 9):
+            np.testing.assert_array_equal(joined.tokens(begin, end), whole[begin:end])
+            assert joined.opens_word(begin, end).sum() == end - begin
+    assert joined.document_starts.tolist() == [0, 2, 3, 6, 8]
+    np.testing.assert_allclose(joined.visits, 1.0)
+
+
+@given(st.integers(0, 100), st.integers(1, 3))
+def test_no_batch_is_empty_however_small(seed, times):
+    """Budgets of one to three sequences, and documents that epochs show or leave out."""
+    documents = random_documents(seed, 12, longest=15)
+    visits = np.random.default_rng(seed).uniform(0.3, 2.5, 12)
+    packed = PackedSequences(
+        ListSource(documents),
+        VOCABULARY,
+        max_length=16,
+        batch_tokens=16 * times,
+        seed=seed,
+        visits=visits,
+    )
+    for step in range(4 * packed.steps_per_epoch):
+        assert len(packed.sequences(step).ids) > 0
 
 
 def test_what_does_not_go_together_is_said(tmp_path, papers):
@@ -134,6 +212,8 @@ def test_what_does_not_go_together_is_said(tmp_path, papers):
     ):
         with pytest.raises(ConfigError, match=message):
             firth.pretrain(recipe.with_settings(settings), corpus, tmp_path / "run")
+    with pytest.raises(ConfigError, match="halves of next-sentence pairs"):
+        firth.pretrain(firth.recipe("bert-nsp", size="tiny"), corpus, tmp_path / "run")
     with pytest.raises(ConfigError, match="the held-out text of no name"):
         firth.pretrain(recipe, corpus, tmp_path, valid=firth.Corpus.from_texts(papers[9:12]))
     with pytest.raises(ConfigError, match="pairs of texts"):

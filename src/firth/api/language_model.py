@@ -27,7 +27,7 @@ from firth.inference.minimal_pairs import (
     baseline_differences,
     encode_pairs,
     model_differences,
-    training_shards,
+    training_tokens,
 )
 from firth.inference.scoring import Filled, Score, fill, score_causal, score_masked
 from firth.interop.huggingface import save_model
@@ -92,8 +92,7 @@ class LanguageModel:
         On the CPU in float32: for a few rows its products are faster than those of bfloat16.
         """
         on_cpu = next(self.model.parameters()).device.type == "cpu"
-        precision = "float32" if on_cpu else self.precision
-        return Engine.of(self.model, precision, self.max_length)
+        return Engine.of(self.model, "float32", self.max_length) if on_cpu else self.engine
 
     def batch(self, texts: Sequence[Text]) -> Batch:
         """Texts laid end to end, as the model takes them."""
@@ -247,7 +246,7 @@ class LanguageModel:
         """
         pairs = read_suite(path, suite=suite, limit=limit)
         sentences = encode_pairs(self.tokenizer, [(pair.good, pair.bad) for pair in pairs])
-        shards = training_shards(self.path, self.tokenizer)
+        shards = training_tokens(self.path, self.tokenizer)
         score = partial(self.score, within_word=within_word, pseudo=pseudo)
         differences, method = model_differences(sentences, score)
         baselines = baseline_differences(sentences, shards, self.tokenizer) if shards else {}

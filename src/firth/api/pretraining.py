@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from firth.api.training_text import (
     check_corpus,
     check_languages,
     open_training_text,
+    some_texts,
     write_training_text,
 )
 from firth.atomic import write_text
@@ -36,6 +37,7 @@ from firth.models import EncoderDecoderConfig, GPTConfig, LanguageModelNetwork, 
 from firth.objectives import SentencePairs, SpanBoundary
 from firth.protocols import Vocabulary
 from firth.recipes import Recipe
+from firth.text.annotations import Annotator, annotator
 from firth.text.batches import ObjectiveBatches, random_stream
 from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
@@ -128,11 +130,20 @@ def _prepare(
     tokenizer = _tokenizer(run, recipe, (corpus, valid), tokenizer)
     segments = recipe.model.num_segments > 0
     tokenizer.save(run, model_max_length=recipe.max_length, segments=segments)
+    find = _annotator(recipe, corpus)
     for part, documents in (("train", corpus), ("valid", valid)):
-        text = write_training_text(documents, tokenizer, run, part, recipe)
-        logger.info("%s text: %s", part, text.describe())
+        write_training_text(documents, tokenizer, run, part, find)
+        logger.info("%s text: %s", part, open_training_text(run, part, recipe).describe())
     if not begun:
         _write_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size), requested)
+
+
+def _annotator(recipe: Recipe, corpus: AnyCorpus) -> Callable[[], Annotator] | None:
+    """What marks the spans of all parts, learned from the training text when it is asked for."""
+    if recipe.data.spans == "none":
+        return None
+    texts = all_texts(corpus, recipe.data.smoothing)
+    return cache(lambda: annotator(recipe.data.spans, texts))
 
 
 def _tokenizer(
@@ -163,8 +174,7 @@ def _train_tokenizer(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus) -> Tok
         max_bytes=settings.max_bytes,
         sentinels=settings.sentinels,
     )
-    held_out = islice(all_texts(valid, recipe.data.smoothing), _REPORTED)
-    for name, value in vocabulary_report(tokenizer, held_out).rows():
+    for name, value in vocabulary_report(tokenizer, some_texts(valid, _REPORTED)).rows():
         logger.info("    %s: %s", name, value)
     return tokenizer
 
@@ -181,7 +191,9 @@ def _check_same(run: Path, requested: Any) -> bool:
             shutil.rmtree(run / "data", ignore_errors=True)
         _write_recipe(run, None, requested)
         return False
-    before = record["requested"]
+    # Settings that came after the run was begun have their defaults.
+    asked = from_dict(Recipe, record["requested"], where=str(run / "recipe.json"))
+    before = json.loads(json.dumps(to_dict(asked)))
     if requested == before:
         return record["recipe"] is not None
     changed = ", ".join(_differences(requested, before))

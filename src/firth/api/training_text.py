@@ -1,23 +1,31 @@
 """The token files of a run: of texts, of several languages, or of sources and targets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from firth.errors import ConfigError, DataError
-from firth.objectives import SequenceToSequence
+from firth.objectives import SentencePairs, SequenceToSequence
 from firth.protocols import Vocabulary
 from firth.recipes import Recipe
-from firth.text.annotations import annotator, write_marks
+from firth.text.annotations import Annotator, write_marks
 from firth.text.batches import PackedSequences
 from firth.text.corpus import Corpus
 from firth.text.joined import JoinedDocuments
-from firth.text.languages import JoinedLanguages, MultilingualCorpus, smoothed_shares
+from firth.text.languages import (
+    JoinedLanguages,
+    MultilingualCorpus,
+    open_tokens,
+    refuse_other_languages,
+    smoothed_shares,
+    write_languages,
+)
 from firth.text.pairs import PairedSequences, ParallelCorpus
-from firth.text.shards import MANIFEST, Shards, unigram_entropy, write_shards
+from firth.text.shards import Shards, unigram_entropy, write_shards
 from firth.text.tokenizers import Tokenizer
 
 AnyCorpus = Corpus | ParallelCorpus | MultilingualCorpus
@@ -89,39 +97,51 @@ class TrainingText:
 
 
 def write_training_text(
-    corpus: AnyCorpus, tokenizer: Tokenizer, run: Path, part: str, recipe: Recipe
-) -> TrainingText:
-    """Tokenises a corpus into the folder `data/<part>` of a run."""
+    corpus: AnyCorpus,
+    tokenizer: Tokenizer,
+    run: Path,
+    part: str,
+    find: Callable[[], Annotator] | None,
+) -> None:
+    """Tokenises a corpus into the folder `data/<part>` of a run.
+
+    Args:
+        corpus: the text.
+        tokenizer: cuts it.
+        run: the run directory.
+        part: "train" or "valid".
+        find: gives what finds the spans to mark; None where the objective needs no marks.
+
+    Raises:
+        DataError: if the run's text is another, or the corpus cannot be read.
+    """
     folder = run / "data" / part
-    if isinstance(corpus, ParallelCorpus):
-        source = write_shards(corpus.source, tokenizer, folder.with_suffix(f".{_SOURCE}"))
-        target = write_shards(corpus.target, tokenizer, folder)
-        if not source.num_documents == target.num_documents == len(corpus.source.texts):
-            raise DataError(
-                f"of {len(corpus.source.texts):,} {part} pairs some have a side of which the "
-                "tokenizer keeps nothing (marks alone, say); leave them out"
-            )
-    elif isinstance(corpus, MultilingualCorpus):
-        for name, documents in corpus.parts:
-            write_shards(documents, tokenizer, folder / name)
-    else:
+    if isinstance(corpus, MultilingualCorpus):
+        write_languages(corpus, tokenizer, folder)
+        return
+    refuse_other_languages(folder, ())
+    if isinstance(corpus, Corpus):
         shards = write_shards(corpus, tokenizer, folder)
-        if recipe.data.spans != "none":
-            find = annotator(recipe.data.spans, corpus)
-            write_marks(corpus, find, tokenizer, shards, folder.with_suffix(f".{_MARKS}"))
-    return open_training_text(run, part, recipe)
+        marks = folder.with_suffix(f".{_MARKS}")
+        done = marks.is_file() and marks.stat().st_size == shards.num_tokens
+        if find is not None and not done:
+            write_marks(corpus, find(), tokenizer, shards, marks)
+        return
+    source = write_shards(corpus.source, tokenizer, folder.with_suffix(f".{_SOURCE}"))
+    target = write_shards(corpus.target, tokenizer, folder)
+    if not source.num_documents == target.num_documents == len(corpus.source.texts):
+        raise DataError(
+            f"of {len(corpus.source.texts):,} {part} pairs some have a side of which the tokenizer "
+            "keeps nothing (marks alone, say); leave them out"
+        )
 
 
 def open_training_text(run: Path, part: str, recipe: Recipe) -> TrainingText:
     """The text that `write_training_text` left in a run."""
     folder = run / "data" / part
-    if not (folder / MANIFEST).is_file() and folder.is_dir():
-        names = sorted(one.name for one in folder.iterdir() if one.is_dir())
-        parts = {name: Shards.open(folder / name) for name in names}
-        return TrainingText(JoinedLanguages(parts, recipe.data.smoothing))
     source, marks = (folder.with_suffix(f".{suffix}") for suffix in (_SOURCE, _MARKS))
     return TrainingText(
-        Shards.open(folder),
+        open_tokens(folder, recipe.data.smoothing),
         Shards.open(source) if source.is_dir() else None,
         np.memmap(marks, np.uint8, mode="r") if marks.is_file() else None,
     )
@@ -166,6 +186,12 @@ def check_languages(corpus: AnyCorpus, valid: AnyCorpus) -> None:
 
 
 def _check_languages(recipe: Recipe) -> None:
+    objective = recipe.objective
+    if isinstance(objective, SentencePairs) and objective.kind == "next":
+        raise ConfigError(
+            "the second halves of next-sentence pairs would be of other languages, which gives the "
+            "answer away; use --objective.kind order"
+        )
     if recipe.data.packing == "full":
         raise ConfigError("text of several languages needs data.packing to be documents")
     if recipe.data.spans != "none":
@@ -182,3 +208,10 @@ def all_texts(corpus: AnyCorpus, smoothing: float) -> Iterator[str]:
         yield from corpus.target
     else:
         yield from corpus
+
+
+def some_texts(corpus: AnyCorpus, count: int) -> Iterator[str]:
+    """About `count` documents, of every language some."""
+    if isinstance(corpus, MultilingualCorpus):
+        return corpus.sample(count)
+    return islice(all_texts(corpus, smoothing=1.0), count)

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from glob import glob
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -118,7 +118,7 @@ def _corpus(paths: Sequence[str], target: str | None, options: Options) -> AnyCo
 
 def _by_language(paths: Sequence[str]) -> dict[str, list[str]]:
     """The paths behind each `name=`; empty where none has one."""
-    named = [not Path(p).exists() and re.match(r"[\w-]+=.", p) is not None for p in paths]
+    named = [re.match(r"[\w-]+=.", path) is not None and not glob(path) for path in paths]
     if not any(named):
         return {}
     if not all(named):

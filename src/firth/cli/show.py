@@ -12,6 +12,7 @@ import tyro
 from firth.cli.options import parse
 from firth.config import read_json, to_dict
 from firth.errors import CheckpointError, ConfigError
+from firth.text.languages import has_tokens, open_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +122,8 @@ def _facts(run: Path) -> dict[str, Any]:
     if (path := find(run)) is not None:
         facts["checkpoint"] = f"step {read_record(path)['step']:,}"
     for side in ("train", "valid"):
-        manifest = run / "data" / side / "manifest.json"
-        if manifest.is_file():
-            facts[f"{side} text"] = f"{read_json(manifest)['num_tokens']:,} tokens"
+        if has_tokens(folder := run / "data" / side):
+            facts[f"{side} text"] = f"{open_tokens(folder).num_tokens:,} tokens"
     if (run / "adaptation.json").is_file():
         record = read_json(run / "adaptation.json")
         facts["adaptation"] = record["adaptation"]["type"]

@@ -18,6 +18,7 @@ from firth.errors import DataError
 from firth.inference.ngrams import KneserNey, corpus_tokens, unigram_log_probabilities
 from firth.inference.scoring import Method, Score
 from firth.protocols import Encoding
+from firth.text.languages import JoinedLanguages, has_tokens, open_tokens
 from firth.text.shards import Shards
 from firth.text.tokenizers import Tokenizer
 
@@ -95,21 +96,21 @@ def model_differences(
     return sentences.differences(np.array([one.total for one in found])), found[0].method
 
 
-def training_shards(run: Path | None, tokenizer: Tokenizer) -> Shards | None:
+def training_tokens(run: Path | None, tokenizer: Tokenizer) -> Shards | JoinedLanguages | None:
     """The tokens that a model was trained on; None, with a warning, where they are not at hand."""
-    if run is None or not (run / "data" / "train").is_dir():
+    if run is None or not has_tokens(run / "data" / "train"):
         place = run or "a model without a directory"
         logger.warning("no baselines: %s has no data/train whose words could be counted", place)
         return None
-    shards = Shards.open(run / "data" / "train")
-    if shards.tokenizer_hash != tokenizer.content_hash:
-        logger.warning("no baselines: %s was made with another tokenizer", shards.directory)
+    tokens = open_tokens(run / "data" / "train")
+    if tokens.tokenizer_hash != tokenizer.content_hash:
+        logger.warning("no baselines: the text of %s was cut by another tokenizer", run)
         return None
-    return shards
+    return tokens
 
 
 def baseline_differences(
-    sentences: Sentences, shards: Shards, tokenizer: Tokenizer
+    sentences: Sentences, shards: Shards | JoinedLanguages, tokenizer: Tokenizer
 ) -> dict[str, np.ndarray]:
     """The same for two models that know nothing of grammar, counted in the model's own text.
 

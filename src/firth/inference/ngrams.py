@@ -13,13 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from firth.text.languages import JoinedLanguages
 from firth.text.shards import SAMPLE_TOKENS, Shards
 
 _FALLBACK = (0.0, 0.5, 1.0, 1.5)
 """Discounts where a text is too small to estimate them: those of KenLM's `--discount_fallback`."""
 
 
-def corpus_tokens(shards: Shards, max_tokens: int = SAMPLE_TOKENS) -> tuple[np.ndarray, np.ndarray]:
+def corpus_tokens(
+    shards: Shards | JoinedLanguages, max_tokens: int = SAMPLE_TOKENS
+) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of a corpus, of a large one about `max_tokens` in 256 stretches spread evenly.
 
     Returns:

@@ -40,7 +40,7 @@ class Extent:
 
 
 class Columns:
-    """Keys and values (B, 2G, T, K) of one layer."""
+    """Keys and values (B, 2G, T, K) of one layer; a query sees all of its sequence's."""
 
     def __init__(self, columns: Tensor, extent: Extent, room: int) -> None:
         """Takes the (N, 2G, K) columns of an extent, with room for T tokens of each sequence."""
@@ -66,33 +66,24 @@ class Columns:
             q[:, :, None].to(k.dtype),
             k,
             v,
-            attn_mask=_mask(extent, how, distances, k.dtype),
+            attn_mask=_mask(extent, distances, k.dtype),
             scale=how.scale,
             enable_gqa=how.shared_by > 1,
         )
         return attended[:, :, 0]
 
 
-def _mask(
-    extent: Extent, how: Scores, distances: Tensor | None, dtype: torch.dtype
-) -> Tensor | None:
+def _mask(extent: Extent, distances: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """(B, 1, 1, T), True where a key is seen, or (B, H, 1, T) to add to the scores, or None."""
-    hidden = extent.hidden
-    window = how.mask.window
-    if distances is None and window is None:
-        return None if hidden is None else ~hidden[:, None, None]
+    hidden = None if extent.hidden is None else extent.hidden[:, None, None]
+    if distances is None:
+        return None if hidden is None else ~hidden
     place = torch.arange(extent.longest, device=extent.lengths.device)
     back = extent.lengths[:, None] - 1 - place  # (B, T) query - key
-    if window is not None:
-        far = back > window
-        hidden = far if hidden is None else hidden | far
-    if distances is None:
-        assert hidden is not None
-        return ~hidden[:, None, None]
     reach = (distances.shape[1] + 1) // 2
     near = distances[:, (reach - 1 - back).clamp(0, reach - 1)].transpose(0, 1)[:, :, None]
     near = near.to(dtype)  # (B, H, 1, T)
-    return near if hidden is None else near.masked_fill(hidden[:, None, None], -torch.inf)
+    return near if hidden is None else near.masked_fill(hidden, -torch.inf)
 
 
 class LayerCache:
@@ -156,6 +147,11 @@ class Cache:
         positions = self.own.lengths
         self.own.advance()
         return Layout((), len(positions), positions)
+
+    @property
+    def longest(self) -> int:
+        """Tokens held of the longest sequence, this step's counted."""
+        return 0 if self.own is None else self.own.longest
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these sequences, in this order."""

@@ -243,7 +243,7 @@ class EncoderDecoder(nn.Module):
             layout,
             memory=memory,
             cache=cache,
-            longest=int(layout.positions.max()) + 1,
+            longest=int(batch.starts.diff().max()) if cache is None else cache.longest,
             hidden_states=hidden_states,
         )
         return _without_spare(output, layout)

@@ -31,8 +31,9 @@ class SpanCorruption:
     add up (`random_spans_noise_mask` of the published program). noise "iid": each token is lost
     with probability `rate`, and neighbours that are lost share a sentinel (section 3.3.1). noise
     "salient": a sequence loses one of its marked spans (`data.spans`), all alike (Guu et al. 2020,
-    REALM, section 3.4; Roberts et al. 2020): what facts are asked about. Departure: a
-    sequence without such a span is not left out, but loses spans of the first kind.
+    REALM, section 3.4; Roberts et al. 2020): what facts are asked about. Departures: the
+    papers take one of each sentence; a sequence without such a span is not left out, but loses
+    spans of the first kind.
     """
 
     rate: float = 0.15

@@ -142,6 +142,7 @@ def pair_up(
         opens_word=sequences.opens_word[at],
         ends_document=None,
         documents=None,
+        marks=None if sequences.marks is None else sequences.marks[at],
     )
     segments = np.repeat(np.tile([0, 0, 0, 1, 1], len(order)), lengths.ravel())
     return pairs, segments, labels[order], whole[order]

@@ -123,8 +123,7 @@ def _check_objective(recipe: Recipe) -> None:
             f"{type(objective).__name__} trains {' or '.join(objective.models)}, and this model is "
             f"of {type(model).__name__}; choose a recipe with such a model, or another objective"
         )
-    if isinstance(objective, PrefixLM):
-        _check_prefix(objective, model)
+    _check_prefix(objective, model)
     if isinstance(objective, Hybrid) and not getattr(model, "bidirectional", False):
         raise ConfigError(
             "Hybrid trains a model that reads in both directions; set model.bidirectional to true, "
@@ -152,23 +151,24 @@ def _check_objective(recipe: Recipe) -> None:
         )
 
 
-def _check_prefix(objective: PrefixLM, model: ModelConfig) -> None:
-    own = isinstance(model, EncoderDecoderConfig)
-    if objective.encoder != own:
+def _check_prefix(objective: Objective, model: ModelConfig) -> None:
+    prefix, own = isinstance(objective, PrefixLM), isinstance(model, EncoderDecoderConfig)
+    if isinstance(objective, PrefixLM) and objective.encoder != own:
         raise ConfigError(
             f"objective.encoder is {objective.encoder}; set it to {own} for this model, which has "
             f"{'an' if own else 'no'} encoder of its own"
         )
-    if isinstance(model, GPTConfig) and not model.whole_prompts:
+    if isinstance(model, GPTConfig) and model.whole_prompts != prefix:
         raise ConfigError(
-            "PrefixLM trains a decoder that reads its prompt in both directions; set "
-            "model.whole_prompts to true"
+            f"model.whole_prompts is {model.whole_prompts}; set it to {prefix}: a decoder reads "
+            "prompts in both directions if it is trained with PrefixLM, and only then"
         )
 
 
 def _masks_spans(objective: Objective) -> bool:
     """Whether it masks the spans that are marked in the text."""
-    entities = isinstance(objective, MaskedLM) and objective.units == "entity"
+    masked = getattr(objective, "masked", objective)
+    entities = isinstance(masked, MaskedLM) and masked.units == "entity"
     return entities or (isinstance(objective, SpanCorruption) and objective.noise == "salient")
 
 

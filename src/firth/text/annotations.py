@@ -6,6 +6,7 @@ of a run as a number a token: `OUTSIDE`, `INSIDE` a span, or `OPENS` one.
 
 import json
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -30,9 +31,10 @@ _WORD = re.compile(r"[^\W_]+(?:[-'’&][^\W_]+)*")
 _LINKS = {"of", "de", "la", "du", "van", "von", "der", "den", "di", "da", "del", "al", "bin"}
 _TITLES = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Sir", "Lt", "Col", "Gen", "Jr", "Sr"}
 _MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?\b"
 _YEAR = r"(?:1\d{3}|20\d{2})"
 _DATE = re.compile(
-    rf"\b(?:\d{{1,2}}(?:st|nd|rd|th)? {_MONTH}(?:,? {_YEAR})?|{_MONTH} \d{{1,2}}(?:,? {_YEAR})?\b"
+    rf"\b(?:{_DAY} {_MONTH}(?:,? {_YEAR})?|{_MONTH} {_DAY}(?:,? {_YEAR})?"
     rf"|{_MONTH} {_YEAR}|\d{{4}}-\d{{2}}-\d{{2}}|\d{{1,2}}[./]\d{{1,2}}[./]\d{{4}}"
     rf"|\d{{1,2}}(?:st|nd|rd|th) century|{_YEAR}s?)\b"
 )
@@ -56,11 +58,15 @@ def annotator(kind: str, texts: Iterable[str]) -> Annotator:
         return lambda text: names(text, usual)
     if kind == "salient":
         usual = usual_forms(texts)
-        return lambda text: _without_overlaps([*dates(text), *names(text, usual)])
+        return lambda text: _without_overlaps(dates(text), names(text, usual))
     path = Path(kind)
     if not path.is_file():
         raise DataError(f"data.spans is {kind!r}; expected names, salient, or an existing file")
-    return _marked(path) if path.suffix == ".jsonl" else _phrases(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error}); convert it first") from error
+    return _marked(path, lines) if path.suffix == ".jsonl" else _phrases(path, lines)
 
 
 def usual_forms(texts: Iterable[str]) -> frozenset[str]:
@@ -146,77 +152,85 @@ def _opens_sentence(text: str, begin: int) -> bool:
     return not (last and before.endswith(last[-1] + ".") and _abbreviates(last[-1]))
 
 
-def _without_overlaps(spans: Iterable[Span]) -> list[Span]:
-    """The spans in order; of two that overlap the one that begins first, or is longer."""
+def _without_overlaps(first: Iterable[Span], others: Iterable[Span]) -> list[Span]:
+    """The first spans, which do not overlap, and those of the others that overlap none before."""
+    fixed = sorted(first)
+    begins = [begin for begin, _ in fixed]
     kept = list[Span]()
-    for span in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if not kept or span[0] >= kept[-1][1]:
-            kept.append(span)
-    return kept
+    for begin, end in sorted(others):
+        i = bisect_left(begins, end)
+        free = i == 0 or fixed[i - 1][1] <= begin
+        if free and (not kept or kept[-1][1] <= begin):
+            kept.append((begin, end))
+    return sorted([*fixed, *kept])
 
 
-def _phrases(path: Path) -> Annotator:
+def _phrases(path: Path, lines: list[str]) -> Annotator:
     """Finds the phrases of a file wherever they stand as whole words; the longest first."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    phrases = [tuple(_WORD.findall(line)) for line in lines]
-    by_first = dict[str, list[tuple[str, ...]]]()
-    for phrase in sorted(filter(None, phrases), key=len, reverse=True):
-        by_first.setdefault(phrase[0], []).append(phrase)
+    by_first = dict[str, list[str]]()
+    for phrase in sorted(filter(_WORD.search, map(str.strip, lines)), key=len, reverse=True):
+        by_first.setdefault(_WORD.findall(phrase)[0], []).append(phrase)
     if not by_first:
         raise DataError(f"{path}: no phrase found, expected one a line")
 
+    def at(text: str, word: re.Match[str]) -> Span | None:
+        for phrase in by_first.get(word.group(), ()):
+            begin = word.start() - phrase.index(word.group())
+            end = begin + len(phrase)
+            edges = text[max(0, begin - 1) : begin] + text[end : end + 1]
+            if begin >= 0 and text.startswith(phrase, begin) and not _WORD.search(edges):
+                return begin, end
+        return None
+
     def find(text: str) -> list[Span]:
-        words = list(_WORD.finditer(text))
-        forms = tuple(word.group() for word in words)
-        found, i = list[Span](), 0
-        while i < len(words):
-            fitting = (p for p in by_first.get(forms[i], ()) if forms[i : i + len(p)] == p)
-            phrase = next(fitting, None)
-            if phrase is not None:
-                found.append((words[i].start(), words[i + len(phrase) - 1].end()))
-            i += len(phrase or (1,))
+        found = list[Span]()
+        for word in _WORD.finditer(text):
+            if not found or word.start() >= found[-1][1]:
+                span = at(text, word)
+                found += [] if span is None else [span]
         return found
 
     return find
 
 
-def _marked(path: Path) -> Annotator:
+def _marked(path: Path, lines: list[str]) -> Annotator:
     """Spans that the user has marked in the texts themselves."""
     by_text = dict[str, list[Span]]()
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                text, spans = row["text"], [(int(a), int(b)) for a, b in row["spans"]]
-            except (ValueError, KeyError, TypeError) as error:
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            text, spans = str(row["text"]), [(int(a), int(b)) for a, b in row["spans"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f'{path}, line {number}: expected {{"text": "...", "spans": [[0, 3], ...]}} '
+                f"({type(error).__name__}: {error})"
+            ) from error
+        for begin, end in spans:
+            if not 0 <= begin < end <= len(text):
                 raise DataError(
-                    f'{path}, line {number}: expected {{"text": "...", "spans": [[0, 3], ...]}} '
-                    f"({type(error).__name__}: {error})"
-                ) from error
-            for begin, end in spans:
-                if not 0 <= begin < end <= len(text):
-                    raise DataError(
-                        f"{path}, line {number}: the span {begin}:{end} is not within the text's "
-                        f"{len(text)} characters"
-                    )
-            shift = len(text) - len(text.lstrip())  # documents are stripped
-            moved = [(max(0, a - shift), b - shift) for a, b in spans]
-            by_text[text.strip()] = _without_overlaps(moved)
+                    f"{path}, line {number}: the span {begin}:{end} is not within the text's "
+                    f"{len(text)} characters"
+                )
+        shift = len(text) - len(text.lstrip())  # documents are stripped
+        moved = [(max(0, a - shift), b - shift) for a, b in spans]
+        by_text[text.strip()] = _without_overlaps((), moved)
     return lambda text: by_text.get(text, [])
 
 
 def write_marks(
-    texts: Iterable[str], find: Annotator, tokenizer: Tokenizer, shards: Shards, path: Path
+    texts: Iterable[str],
+    find: Annotator,
+    tokenizer: Tokenizer,
+    shards: Shards,
+    path: Path,
 ) -> None:
-    """Marks each token of a run's token files, (num_tokens) uint8, unless that has been done.
+    """Marks each token of a run's token files, (num_tokens) uint8.
 
     A token that a span touches is in it.
 
     Raises:
         DataError: if the texts do not give the tokens that are stored.
     """
-    if path.is_file() and path.stat().st_size == shards.num_tokens:
-        return
     marks = b"".join(_marks(texts, find, tokenizer))
     if len(marks) != shards.num_tokens:
         raise DataError(

@@ -124,7 +124,10 @@ class PackedSequences:
             self.steps_per_epoch = steps_in(self.tokens_per_epoch, batch_tokens, longest)
         else:
             self.tokens_per_epoch = round(float((self.lengths * self.visits).sum()))
-            self.steps_per_epoch = max(1, round(self.tokens_per_epoch / batch_tokens))
+            # In every stretch a sequence begins: none is longer than half of one, however long
+            # the pieces that an epoch happens to show.
+            stretch = max(batch_tokens, 2 * int(self.lengths.max()))
+            self.steps_per_epoch = max(1, self.tokens_per_epoch // stretch)
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def sequences(self, step: int, progress: float = 0.0) -> Sequences:

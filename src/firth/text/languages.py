@@ -1,13 +1,25 @@
-"""Text of several languages: one vocabulary and one model, each language by a smoothed share."""
+"""Text of several languages: one vocabulary and one model, each language by a smoothed share.
 
+data/train/languages.json     their names
+data/train/de/, .../tr/       token files of each (see `firth.text.shards`)
+"""
+
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
-from firth.errors import ConfigError
+from firth.atomic import write_text
+from firth.errors import ConfigError, DataError
 from firth.text.corpus import Corpus
-from firth.text.shards import Shards
+from firth.text.encoding import utf8_size
+from firth.text.shards import MANIFEST, Shards, write_shards
+from firth.text.tokenizers import Tokenizer
+
+LANGUAGES = "languages.json"
 
 
 def smoothed_shares(sizes: Sequence[float] | np.ndarray, exponent: float) -> np.ndarray:
@@ -48,7 +60,10 @@ class MultilingualCorpus:
             ConfigError: if there are fewer than two, or a name cannot be part of a file's name.
         """
         if len(parts) < 2:
-            raise ConfigError(f"{len(parts)} languages were given, expected two or more")
+            raise ConfigError(
+                f"{len(parts)} language was given, expected two or more; text of one language goes "
+                "without a name"
+            )
         for name in parts:
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(
@@ -79,12 +94,19 @@ class MultilingualCorpus:
         language that is shown least often for its size is shown once. Reads the text twice: the
         sizes are bytes of UTF-8.
         """
-        sizes = [sum(len(text.encode()) for text in corpus) for _, corpus in self.parts]
+        sizes = [
+            sum(utf8_size(text, i) for i, text in enumerate(corpus)) for _, corpus in self.parts
+        ]
         visits = smoothed_shares(sizes, exponent) / (np.array(sizes) / sum(sizes))
         for rate, (_, corpus) in zip((visits / visits.min()).tolist(), self.parts, strict=True):
             for i, text in enumerate(corpus):
                 for _ in range(int(rate * (i + 1) + 0.5) - int(rate * i + 0.5)):
                     yield text
+
+    def sample(self, count: int) -> Iterator[str]:
+        """About `count` documents, the first of each language."""
+        for _, corpus in self.parts:
+            yield from islice(corpus, -(-count // len(self.parts)))
 
 
 class JoinedLanguages:
@@ -128,15 +150,25 @@ class JoinedLanguages:
         ]
         return np.sum(counts, axis=0)
 
+    @property
+    def directory(self) -> Path:
+        """The folder that the languages' folders are in."""
+        return self._shards[0].directory.parent
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Of the tokenizer that made the tokens."""
+        return self._shards[0].tokenizer_hash
+
     def tokens(self, begin: int, end: int) -> np.ndarray:
-        """The ids from position `begin` up to `end`, which lie in one language."""
-        part, start = self._part(begin)
-        return part.tokens(begin - start, end - start)
+        """The ids from position `begin` up to `end`, (end - begin) int64."""
+        parts = [shards.tokens(a, b) for shards, a, b in self._parts_of(begin, end)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def opens_word(self, begin: int, end: int) -> np.ndarray:
-        """Whether each token from `begin` up to `end` begins a word."""
-        part, start = self._part(begin)
-        return part.opens_word(begin - start, end - start)
+        """Whether each token from `begin` up to `end` begins a word, (end - begin) bool."""
+        parts = [shards.opens_word(a, b) for shards, a, b in self._parts_of(begin, end)]
+        return np.concatenate([np.zeros(0, bool), *parts])
 
     def describe(self) -> str:
         """Languages with their shares of the text and of what is shown."""
@@ -146,6 +178,64 @@ class JoinedLanguages:
             for name, own, shown in zip(self.parts, of_text, self.shares, strict=True)
         )
 
-    def _part(self, begin: int) -> tuple[Shards, int]:
-        i = int(np.searchsorted(self._starts, begin, side="right")) - 1
-        return self._shards[i], int(self._starts[i])
+    def _parts_of(self, begin: int, end: int) -> Iterator[tuple[Shards, int, int]]:
+        """The languages that a range touches, each with the range inside it."""
+        first = int(np.searchsorted(self._starts, begin, side="right")) - 1
+        for shards, start in zip(self._shards[first:], self._starts[first:].tolist(), strict=False):
+            if start >= end:
+                return
+            yield shards, max(begin - start, 0), min(end - start, shards.num_tokens)
+
+
+def write_languages(corpus: MultilingualCorpus, tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes token files of each language, their names last.
+
+    Raises:
+        DataError: if the folder holds text of other languages, or of none.
+    """
+    languages = list(corpus.languages)
+    refuse_other_languages(folder, languages)
+    for name, documents in corpus.parts:
+        write_shards(documents, tokenizer, folder / name)
+    write_text(folder / LANGUAGES, json.dumps(languages))
+
+
+def refuse_other_languages(folder: Path, languages: Sequence[str]) -> None:
+    """Refuses to go on in a folder whose text is of other languages (none: of one, unnamed).
+
+    Raises:
+        DataError: if it is.
+    """
+    if (folder / LANGUAGES).is_file():
+        found = json.loads((folder / LANGUAGES).read_text(encoding="utf-8"))
+    elif (folder / MANIFEST).is_file():
+        found = []
+    else:
+        return
+    if found != list(languages):
+        raise DataError(
+            f"{folder}: holds text of {', '.join(found) or 'one language, unnamed'}, expected "
+            f"{', '.join(languages) or 'one language, unnamed'}; give the text that the run was "
+            "started with, or choose another directory with -o"
+        )
+
+
+def has_tokens(folder: Path) -> bool:
+    """Whether the token files of a run's text are there and whole."""
+    return (folder / LANGUAGES).is_file() or (folder / MANIFEST).is_file()
+
+
+def open_tokens(folder: Path, smoothing: float = 1.0) -> Shards | JoinedLanguages:
+    """The token files of a run's text, of one language or several.
+
+    Args:
+        folder: `data/train` or `data/valid` of a run.
+        smoothing: exponent of the languages' shares.
+
+    Raises:
+        DataError: if writing them has not finished, or a file is missing.
+    """
+    if not (folder / LANGUAGES).is_file():
+        return Shards.open(folder)
+    names = json.loads((folder / LANGUAGES).read_text(encoding="utf-8"))
+    return JoinedLanguages({name: Shards.open(folder / name) for name in names}, smoothing)

@@ -248,30 +248,40 @@ def _evaluate(
     record["valid_loss"] = loss
     better = loss < record["best_loss"]
     record["best_loss"] = min(loss, record["best_loss"])
-    each = {name: _perplexity(one) for name, one in losses.items()} if len(losses) > 1 else {}
     if tracker:
-        tracker.write(
-            {
-                "step": state.step,
-                "tokens": state.tokens,
-                "valid_loss": loss,
-                "valid_perplexity": _perplexity(loss),
-                **{f"valid_perplexity_{name}": p for name, p in each.items()},
-                "seconds": record["seconds"],
-            }
-        )
-        logger.info(
-            "step %d/%d  validation loss %.3f, perplexity %.1f%s%s",
-            state.step,
-            run.total_steps,
-            loss,
-            _perplexity(loss),
-            " (best)" if better else "",
-            "".join(f"  {name} {value:.1f}" for name, value in each.items()),
-        )
+        tracker.write(_validation_row(losses, loss, state, record["seconds"], run, better))
         for line in lines:
             logger.info("    %s", line)
     return better
+
+
+def _validation_row(
+    losses: Mapping[str, float],
+    loss: float,
+    state: State,
+    seconds: float,
+    run: Run,
+    better: bool,
+) -> dict[str, Any]:
+    """Logs a validation, and gives what is kept of it."""
+    each = {name: _perplexity(one) for name, one in losses.items()} if len(losses) > 1 else {}
+    logger.info(
+        "step %d/%d  validation loss %.3f, perplexity %.1f%s%s",
+        state.step,
+        run.total_steps,
+        loss,
+        _perplexity(loss),
+        " (best)" if better else "",
+        "".join(f"  {name} {value:.1f}" for name, value in each.items()),
+    )
+    return {
+        "step": state.step,
+        "tokens": state.tokens,
+        "valid_loss": loss,
+        "valid_perplexity": _perplexity(loss),
+        **{f"valid_perplexity_{name}": value for name, value in each.items()},
+        "seconds": seconds,
+    }
 
 
 def _perplexity(loss: float) -> float:
