@@ -1,5 +1,6 @@
 """Killed, interrupted, resumed, on one process or two: the same weights."""
 
+import json
 import os
 import random
 import signal
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from firth.errors import CheckpointError
+import firth
+from firth.errors import CheckpointError, ConfigError
 from firth.training import State, Training, checkpoint
 from firth.training.tracking import read_metrics
 from tests.sources import tiny_bert
@@ -147,3 +149,23 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="a checkpoint needs"):
         checkpoint.save(tmp_path, State.begin(tiny_bert(), Training()), {})
     assert checkpoint.find(tmp_path) is None
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(tmp_path, papers):
+    """What its recipe.json does not say has the default; another value is another run."""
+    recipe = firth.recipe("bert", size="tiny", vocab_size=300).with_settings(
+        {"training.steps": 2, "training.batch_tokens": 512, "data.valid": 0.3}
+    )
+    corpus = firth.Corpus.from_texts(papers[:20])
+    firth.pretrain(recipe, corpus, tmp_path / "run")
+    path = tmp_path / "run" / "recipe.json"
+    record = json.loads(path.read_text())
+    for part in ("recipe", "requested"):
+        del record[part]["data"]["smoothing"]
+        del record[part]["training"]["clip"]
+    path.write_text(json.dumps(record))
+    before = read_metrics(tmp_path / "run")
+    firth.pretrain(recipe, corpus, tmp_path / "run")
+    assert read_metrics(tmp_path / "run") == before
+    with pytest.raises(ConfigError, match=r"training\.clip: 1\.0 there, 0\.5 now"):
+        firth.pretrain(recipe.with_settings({"training.clip": 0.5}), corpus, tmp_path / "run")
