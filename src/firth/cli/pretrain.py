@@ -36,8 +36,10 @@ class Options:
     recipe: tyro.conf.Positional[str]
     """Name of a recipe; `firth recipes` lists them."""
     corpus: tyro.conf.Positional[tuple[str, ...]]
-    """Files, folders or globs: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst. Of several
-    languages, each behind its name: de=german.txt tr=turkish/ (see data.smoothing)."""
+    """Files, folders or globs: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst.
+
+    Of several languages, each behind its name: de=german.txt tr=turkish/ (see data.smoothing).
+    """
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """The run directory."""
     size: str = "mini"
