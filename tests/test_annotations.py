@@ -85,8 +85,16 @@ def test_phrases_of_a_file(tmp_path):
 
 def test_marked_texts(tmp_path):
     path = tmp_path / "marked.jsonl"
-    path.write_text(json.dumps({"text": "  a bc d", "spans": [[4, 6], [5, 8]]}) + "\n")
-    assert annotator(str(path), [])("a bc d") == [(2, 4)]  # of two that overlap, the first
+    rows = (
+        {"text": "  a bc d", "spans": [[4, 6], [5, 8]]},
+        {"text": "x\u2028y", "spans": [[2, 3]]},
+    )
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    find = annotator(str(path), [])
+    assert find("a bc d") == [(2, 4)]  # of two that overlap, the first
+    assert find("x\u2028y") == [(2, 3)]
+    assert find("another text") == []
     for row, message in (
         ('{"text": "a"}', "KeyError"),
         ('{"text": "abc", "spans": [[1, 9]]}', "the span 1:9 is not within the text's 3"),

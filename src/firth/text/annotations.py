@@ -63,7 +63,7 @@ def annotator(kind: str, texts: Iterable[str]) -> Annotator:
     if not path.is_file():
         raise DataError(f"data.spans is {kind!r}; expected names, salient, or an existing file")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold other line breaks
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); convert it first") from error
     return _marked(path, lines) if path.suffix == ".jsonl" else _phrases(path, lines)
@@ -197,6 +197,8 @@ def _marked(path: Path, lines: list[str]) -> Annotator:
     """Spans that the user has marked in the texts themselves."""
     by_text = dict[str, list[Span]]()
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             text, spans = str(row["text"]), [(int(a), int(b)) for a, b in row["spans"]]
