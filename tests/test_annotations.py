@@ -41,6 +41,8 @@ def test_names_are_found():
         "Arts",
         "O'Neill's",
     ]
+    text = "Raphaël Faget came. Then Anna came. Nobody came."
+    assert found(names(text, usual_forms([text, "and then"])), text) == ["Raphaël Faget", "Anna"]
     without = usual_forms(["the paris nobody"])
     assert found(names("Paris is. Nobody is.", without), "Paris is. Nobody is.") == []
 
@@ -157,7 +159,7 @@ def sequences_with_names(texts, tokenizer, tmp_path):
     write_marks(texts, annotator("names", texts), tokenizer, shards, tmp_path / "marks")
     marks = np.fromfile(tmp_path / "marks", np.uint8)
     return PackedSequences(
-        shards, tokenizer.vocabulary, max_length=64, batch_tokens=4096, seed=0, marks=marks
+        shards, tokenizer.vocabulary, max_length=128, batch_tokens=4096, seed=0, marks=marks
     ).sequences(0)
 
 
@@ -179,6 +181,7 @@ def test_entities_are_masked_as_a_whole(papers, tmp_path):
         goes_on = goes_on[~np.isin(drawn.ids[goes_on - 1], drawn.vocabulary.special)]
         np.testing.assert_array_equal(chosen[goes_on], chosen[goes_on - 1])
     assert masked / (5 * len(drawn.ids)) == pytest.approx(0.14, abs=0.02)
+    # A little less than 15 %, since a long name may not fit into what is left of the share.
     assert 0.08 < names_masked / names_all < 0.2
     with pytest.raises(ConfigError, match=r"set data\.spans"):
         firth.recipe("bert").with_settings({"objective.units": "entity"})

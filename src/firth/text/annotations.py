@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,10 +70,19 @@ def annotator(kind: str, texts: Iterable[str]) -> Annotator:
     return _marked(path, lines) if path.suffix == ".jsonl" else _phrases(path, lines)
 
 
-def usual_forms(texts: Iterable[str]) -> frozenset[str]:
-    """Words, in lower case, that are capitalised inside sentences more often than not.
+class Forms(NamedTuple):
+    """How words are written inside sentences, all given in lower case."""
 
-    A truecaser (Lita et al. 2003): it tells names from other words at the start of a sentence.
+    capital: frozenset[str]
+    """Those that are capitalised more often than not."""
+    lower: frozenset[str]
+    """Those that also occur without a capital."""
+
+
+def usual_forms(texts: Iterable[str]) -> Forms:
+    """What tells names from other words at the start of a sentence: a truecaser (Lita et al. 2003).
+
+    Of a large corpus it looks at the first 50,000 documents.
     """
     capital, lower = Counter[str](), Counter[str]()
     for text in islice(texts, _SAMPLE):
@@ -83,17 +93,21 @@ def usual_forms(texts: Iterable[str]) -> frozenset[str]:
                     capital[form.lower()] += 1
             else:
                 lower[form] += 1
-    return frozenset(form for form, count in capital.items() if count > lower[form])
+    more = frozenset(form for form, count in capital.items() if count > lower[form])
+    return Forms(more, frozenset(lower))
 
 
-def names(text: str, usual: frozenset[str]) -> list[Span]:
+def names(text: str, usual: Forms) -> list[Span]:
     """Runs of capitalised words, which links such as "of" may join; "I" alone is none.
 
-    A word that opens a sentence counts if `usual` has it. In languages that capitalise all nouns
-    these are spans of nouns.
+    A word that opens a sentence counts if it is usually capitalised, or never seen without a
+    capital and followed by a name. In languages that capitalise all nouns these are spans of nouns.
     """
     words = list(_WORD.finditer(text))
     capital = [_is_name(text, word, usual) for word in words]
+    for i, word in enumerate(words[:-1]):
+        new = word.group()[0].isupper() and word.group().lower() not in usual.lower
+        capital[i] |= new and capital[i + 1] and _close(text, words, i + 1)
     found, i = list[Span](), 0
     while i < len(words):
         if not capital[i]:
@@ -115,11 +129,11 @@ def dates(text: str) -> list[Span]:
     return [match.span() for match in _DATE.finditer(text)]
 
 
-def _is_name(text: str, word: re.Match[str], usual: frozenset[str]) -> bool:
+def _is_name(text: str, word: re.Match[str], usual: Forms) -> bool:
     form = word.group()
     if not form[0].isupper():
         return False
-    return not _opens_sentence(text, word.start()) or form.lower() in usual
+    return not _opens_sentence(text, word.start()) or form.lower() in usual.capital
 
 
 def _next_of_name(text: str, words: list[re.Match[str]], capital: list[bool], i: int) -> int | None:
