@@ -50,7 +50,7 @@ def recipe(reading: str, seed: int, tokens: int) -> Recipe:
         "data.valid_tokens": 60_000,
     }
     if reading == "masked":
-        settings |= {"objective.causal_share": 0.0, "training.average": None}
+        settings |= {"objective.causal_share": 0.0, "training.average": 0.0}
         return firth.recipe("hybrid").with_settings(settings)
     return firth.recipe("gpt").with_settings(settings)
 
