@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 from data import CACHE, cached, mixed_texts, tokenizer_folder
-from report import milliseconds, parser, publish, rate, timing_table
-from timing import Contender, Measured, Pace, interleave, run
+from report import compare, milliseconds, parser, publish, rate, timing_table
+from timing import Contender, Measured, Pace, run
 
 VOCABULARY, LONGEST = 8192, 512
 REFERENCE = "sentence-transformers as installed"
@@ -244,13 +244,11 @@ def main() -> None:
     tokenizer = Tokenizer.load(model)
     lengths = [len(ids) for ids in tokenizer.encode_ids(json.loads(texts.read_text()))]
     rows = contenders(model, texts, given.threads)
-    timing = interleave(
+    timing = compare(
         rows,
-        rounds=given.rounds,
+        given,
         laps=1,
-        threads=given.threads,
         warm_up=1,
-        patience=given.patience,
     )
     reference = next(one for one in timing.measured if one.contender.name == REFERENCE)
     extra = [

@@ -10,8 +10,8 @@ import argparse
 
 from data import labelled_sentences, tokenizer_folder
 from peers import load_tokenizer, train
-from report import milliseconds, parser, publish, rate, timing_table
-from timing import Contender, Pace, interleave, run
+from report import compare, milliseconds, parser, publish, rate, timing_table
+from timing import Contender, Pace, run
 
 VOCABULARY, BATCH, LONGEST = 8192, 32, 128
 
@@ -150,12 +150,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     shape, sentences = (1, 64) if given.quick else (6, 384), given.sentences
-    timing = interleave(
+    timing = compare(
         contenders(shape, sentences),
-        rounds=given.rounds,
+        given,
         laps=-(-sentences // BATCH),
-        threads=given.threads,
-        patience=given.patience,
     )
     facts = timing.measured[0].facts
     note = (

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data import cached, mixed_texts, tokenizer_folder
-from report import Table, milliseconds, parser, publish, rate, timing_table
-from timing import Contender, Pace, interleave, run
+from report import Table, compare, milliseconds, parser, publish, rate, timing_table
+from timing import Contender, Pace, run
 
 PROMPT, NEW = 32, 128
 
@@ -124,12 +124,10 @@ def contenders(batch: int) -> list[Contender]:
 def table(batch: int, given: argparse.Namespace) -> Table:
     """One batch size's rows."""
     weights()
-    timing = interleave(
+    timing = compare(
         contenders(batch),
-        rounds=given.rounds,
+        given,
         laps=given.laps,
-        threads=given.threads,
-        patience=given.patience,
     )
     extra = [
         ("ms", milliseconds),

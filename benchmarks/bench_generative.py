@@ -8,14 +8,14 @@ span corruption: 4 layers (of each stack) of 256, vocabulary 8,192, dropout 0.1 
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ours
 from data import blocks_folder, shards_folder, tokenizer_folder
 from peers import SpanCorruption, load_tokenizer, train
-from report import Table, milliseconds, parser, publish, rate, timing_table
-from timing import Contender, Pace, interleave, run
+from report import Table, compare, milliseconds, parser, publish, rate, timing_table
+from timing import Contender, Pace, run
 
 LENGTH = 256
 
@@ -81,20 +81,11 @@ def firth(pace: Pace, shape: dict[str, Any], precision: str) -> None:
 
 
 def t5(sizes: dict[str, Any]) -> Any:
-    """T5 v1.0 as firth has it."""
-    from firth.models import EncoderDecoderConfig
+    """T5 v1.0: the recipe's shape with the earlier version's parts."""
+    from firth.recipes import recipe
 
-    return EncoderDecoderConfig(
-        **sizes,
-        norm="pre",
-        norm_kind="rms",
-        norm_eps=1e-6,
-        positions="relative",
-        bias=False,
-        scale_embeddings=False,
-        scale_outputs=True,
-        scale_scores=False,
-    )
+    v10 = {"activation": "relu", "gated": False, "tied": True, "scale_outputs": True}
+    return replace(recipe("t5").model, **sizes, **v10)  # type: ignore[arg-type]
 
 
 def trainer(pace: Pace, shape: dict[str, Any], bf16: bool) -> None:
@@ -177,12 +168,10 @@ def table(title: str, shape: Shape, given: argparse.Namespace) -> Table:
     """One shape's rows."""
     shards_folder(*shape.text)
     blocks_folder(*shape.text, LENGTH)
-    timing = interleave(
+    timing = compare(
         contenders(shape),
-        rounds=given.rounds,
+        given,
         laps=given.steps,
-        threads=given.threads,
-        patience=given.patience,
     )
     extra = [
         ("ms a step", milliseconds),

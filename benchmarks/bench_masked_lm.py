@@ -11,8 +11,8 @@ import argparse
 import ours
 from data import SEQUENCE, blocks_folder, shards_folder, tokenizer_folder
 from peers import load_tokenizer, train
-from report import Table, milliseconds, parser, publish, rate, timing_table
-from timing import Contender, Pace, interleave, run
+from report import Table, compare, milliseconds, parser, publish, rate, timing_table
+from timing import Contender, Pace, run
 
 SHAPES = {
     "4x256, vocabulary 8,192, batch 64": (4, 256, 8192, 64),
@@ -113,12 +113,10 @@ def table(title: str, shape: tuple[int, int, int, int], given: argparse.Namespac
     """One shape's rows."""
     for prepare in (shards_folder, blocks_folder):
         prepare(shape[2])
-    timing = interleave(
+    timing = compare(
         contenders(shape),
-        rounds=given.rounds,
+        given,
         laps=given.steps,
-        threads=given.threads,
-        patience=given.patience,
     )
     extra = [
         ("ms a step", milliseconds),

@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 from data import CACHE, cached, text_files, tokenizer_folder
 from peers import blocks_of_text, load_tokenizer
-from report import parser, publish, timing_table
-from timing import Contender, Measured, Pace, interleave, run
+from report import compare, parser, publish, timing_table
+from timing import Contender, Measured, Pace, run
 
 VOCABULARY = 8192
 
@@ -138,13 +138,11 @@ def main() -> None:
     tokenizer_folder(VOCABULARY)
     rows = contenders(folder, given.workers)
     found: dict[int, int] = {}
-    timing = interleave(
+    timing = compare(
         rows,
-        rounds=given.rounds,
+        given,
         laps=1,
-        threads=given.threads,
         warm_up=1,
-        patience=given.patience,
         watch=lambda pid: watched(pid, found),
     )
     peaks = dict(zip((one.contender.name for one in timing.measured), found.values(), strict=True))

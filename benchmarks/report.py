@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 from data import CACHE, ROOT
-from timing import TCMALLOC, Measured, Timing
+from timing import TCMALLOC, Contender, Measured, Timing, interleave
 
 PACKAGES = (
     "torch",
@@ -54,6 +54,20 @@ def parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
         "system for temporary files)",
     )
     return found
+
+
+def compare(
+    contenders: Sequence[Contender], given: argparse.Namespace, *, laps: int, **how: Any
+) -> Timing:
+    """Times contenders in turns, as the command line has it; `how` goes to `interleave`."""
+    return interleave(
+        contenders,
+        rounds=given.rounds,
+        laps=laps,
+        threads=given.threads,
+        patience=given.patience,
+        **how,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
