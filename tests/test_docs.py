@@ -69,7 +69,6 @@ WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 @pytest.mark.parametrize("page", WITH_CODE, ids=place)
 def test_code_of_a_page_runs(page, tmp_path, monkeypatch, request, papers):
     runnable = [block for block in blocks(page, "python") if block.run]
-    assert runnable, "all blocks are marked as not run"
     code = "\n".join(block.code for block in runnable)
     if "transformers" in code:
         pytest.importorskip("transformers")
