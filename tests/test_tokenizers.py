@@ -1,3 +1,4 @@
+import copy
 import functools
 import json
 import unicodedata
@@ -14,7 +15,8 @@ from firth.text.tokenizer_training import _steady, sample_documents
 from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
 
-KINDS = ("wordpiece", "bpe", "unigram", "word")
+KINDS = ("wordpiece", "bpe", "unigram", "word", "whitespace")
+WHOLE_WORDS = ("word", "whitespace")
 DOCUMENTS = [
     f"The {a} tide {b}s the old wall, isn't it?\nÜber {b} naïve Straße — {a}{b} 中文 {a}!"
     for a in ("high", "low", "spring", "neap", "red")
@@ -48,7 +50,7 @@ WORDS = st.lists(TEXTS.map(lambda text: "".join(text.split())), max_size=8)
 def test_special_tokens_come_first(trained):
     bert = {"pad": 0, "unknown": 1, "first": 2, "last": 3, "mask": 4}
     roberta = {"first": 0, "pad": 1, "last": 2, "unknown": 3, "mask": 4}
-    for kind, roles in zip(KINDS, (bert, roberta, roberta, bert), strict=True):
+    for kind, roles in zip(KINDS, (bert, roberta, roberta, bert, bert), strict=True):
         vocabulary = trained[kind].vocabulary
         assert {role: getattr(vocabulary, role) for role in roles} == roles
         assert vocabulary.special == (0, 1, 2, 3, 4)
@@ -133,10 +135,13 @@ def test_words_of_a_string_are_the_librarys(trained, text):
 def test_tokens_of_listed_words_lie_in_them(trained, words):
     text = " ".join(words)
     starts = [sum(len(word) + 1 for word in words[:i]) for i in range(len(words))]
-    for tokenizer in trained.values():
+    for kind, tokenizer in trained.items():
         encoding = tokenizer.encode(words)
         assert encoding.text == text
-        assert np.array_equal(encoding.ids, tokenizer.encode(text).ids)
+        if kind in WHOLE_WORDS:
+            assert encoding.words[1:-1].tolist() == [i for i, word in enumerate(words) if word]
+        else:
+            assert np.array_equal(encoding.ids, tokenizer.encode(text).ids)
         assert encoding.words[[0, -1]].tolist() == [-1, -1]
         for (start, end), word in zip(
             encoding.offsets[1:-1].tolist(), encoding.words[1:-1].tolist(), strict=True
@@ -159,7 +164,10 @@ def test_listed_words_keep_their_place(trained):
     assert trained["bpe"].encode([]).words.tolist() == [-1, -1]
 
 
-def test_special_tokens_are_read_in_texts_and_literal_in_documents(tokenizer):
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "whitespace"])
+def test_special_tokens_are_read_in_texts_and_literal_in_documents(trained, kind):
+    """Between white space, one that is a word by itself is an entry like any other."""
+    tokenizer = trained[kind]
     mask = tokenizer.token(4)
     assert 4 in tokenizer.encode(f"the {mask} turns").ids
     assert 4 in tokenizer.encode(["the", mask]).ids
@@ -393,3 +401,41 @@ def test_vocabulary_report_counts(trained):
     assert kept.lost == {}
     with pytest.raises(DataError, match="no words"):
         vocabulary_report(wordpiece, [" "])
+
+
+@pytest.mark.parametrize("kind", WHOLE_WORDS)
+def test_unseen_words_get_ids_of_their_own(kind):
+    tokenizer = Tokenizer.train(DOCUMENTS, kind, 400)
+    unknown, size = tokenizer.vocabulary.unknown, tokenizer.vocabulary.size
+    text = ["The", "U.S.", "tide", "zebra", "", "U.S."]
+    assert tokenizer.encode(text).ids[[2, 4, 5]].tolist() == [unknown] * 3
+    words = tokenizer.open()
+    encoding = tokenizer.encode(text)
+    assert encoding.ids[[2, 4, 5]].tolist() == [size, size + 1, size]
+    assert encoding.tokens[1:-1] == ["The", "U.S.", "tide", "zebra", "U.S."]
+    assert encoding.words.tolist() == [-1, 0, 1, 2, 3, 5, -1]
+    assert [words.word(i) for i in (size, size + 1)] == ["U.S.", "zebra"]
+    assert np.array_equal(tokenizer.encode_ids([text])[0], encoding.ids)
+    assert tokenizer.encode("a zebra").ids[-2] == size + 1
+    assert tokenizer.decode(encoding.ids) == "The U.S. tide zebra U.S."
+    assert tokenizer.open() is words
+    assert copy.deepcopy(words) is words
+
+
+@pytest.mark.parametrize("length", range(3, 12))
+def test_pairs_of_whole_words_are_cut_as_other_pairs(length):
+    """The library's way, which the kinds that cut words into pieces take."""
+    ours, plain = (Tokenizer.train(DOCUMENTS, "whitespace", 400) for _ in range(2))
+    plain._reader = None
+    for pair in [("The high tide turned", "tide"), ("The", "the old wall tide"), ("The low", "")]:
+        for one, other in zip(
+            ours.encode_pairs_ids([pair], max_length=length)[0],
+            plain.encode_pairs_ids([pair], max_length=length)[0],
+            strict=True,
+        ):
+            assert np.array_equal(one, other)
+
+
+def test_a_vocabulary_of_pieces_cannot_be_opened(trained):
+    with pytest.raises(ConfigError, match="kind word or whitespace"):
+        trained["bpe"].open()

@@ -28,7 +28,7 @@ Packing = Literal["documents", "full"]
 class TokenizerSettings:
     """The vocabulary to train on the corpus."""
 
-    kind: Literal["wordpiece", "bpe", "unigram", "word"] = "wordpiece"
+    kind: Literal["wordpiece", "bpe", "unigram", "word", "whitespace"] = "wordpiece"
     vocab_size: int = 8192
     lowercase: bool = False
     strip_accents: bool = False

@@ -155,6 +155,14 @@ KINDS = {
         special=BERT_TOKENS,
         smallest=len(BERT_TOKENS) + 1,
     ),
+    "whitespace": Kind(
+        model=partial(models.WordLevel, unk_token="[UNK]"),
+        trainer=trainers.WordLevelTrainer,
+        pre_tokenizer=pre_tokenizers.WhitespaceSplit(),
+        decoder=None,
+        special=BERT_TOKENS,
+        smallest=len(BERT_TOKENS) + 1,
+    ),
 }
 
 
@@ -189,12 +197,12 @@ def _finish(kind: str, learner: Tokenizer, normalizer: Any, sentinels: int) -> T
 
 def _normalizer(kind: str, lowercase: bool, strip_accents: bool) -> Any:
     steps = []
-    if kind in ("wordpiece", "word"):
+    if kind in ("wordpiece", "word", "whitespace"):
         # It also puts each Chinese character in a word of its own.
         steps.append(
             normalizers.BertNormalizer(
                 clean_text=False,
-                handle_chinese_chars=True,
+                handle_chinese_chars=kind != "whitespace",
                 strip_accents=strip_accents,
                 lowercase=lowercase,
             )

@@ -19,11 +19,12 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from firth.atomic import write_text
-from firth.errors import CheckpointError, ConfigError, DataError
+from firth.errors import CheckpointError, ConfigError
 from firth.protocols import ABSENT, Encoding, Text, Vocabulary
 from firth.text.special_tokens import CONFIG_FILE, ROLES, find_vocabulary
 from firth.text.tokenizer_training import train_backend
 from firth.text.word_cache import WordCache
+from firth.text.words import WordReader, Words, not_unicode
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -57,6 +58,8 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
         self._vocabulary = find_vocabulary(self._backend, config or {}, where)
+        whole_words = json.loads(self._json)["model"].get("type") == "WordLevel"
+        self._reader = WordReader(self._backend, self._vocabulary) if whole_words else None
         self._config = self._plain_config() if config is None else config
 
     @classmethod
@@ -79,7 +82,9 @@ class Tokenizer:
             kind: ``"wordpiece"``, as BERT: words are cut at punctuation, an unknown character makes
                 its word unknown. ``"bpe"``, byte-level as GPT-2 and RoBERTa: nothing is unknown and
                 white space is kept. ``"unigram"``, as SentencePiece: words keep their punctuation.
-                ``"word"``: the most frequent words and marks, as they are.
+                ``"word"``: the most frequent words and marks, as they are. ``"whitespace"``: those
+                of text that is cut into words by white space already. These two
+                never cut the words of a list.
             vocab_size: most entries, special tokens included; little text gives fewer.
             lowercase: fold case.
             strip_accents: drop all combining marks. Beware: in many scripts they are vowels.
@@ -161,6 +166,19 @@ class Tokenizer:
         """A hash of the tokenizer.json: equal tokenizers have equal hashes."""
         return hashlib.blake2b(self._json.encode(), digest_size=16).hexdigest()
 
+    def open(self) -> Words:
+        """Has unseen words get ids of their own, for a model that reads how a word is spelled.
+
+        Raises:
+            ConfigError: if the vocabulary is not one of whole words.
+        """
+        if self._reader is None:
+            raise ConfigError(
+                "this model spells whole words, and its tokenizer cuts them into pieces; use a "
+                "tokenizer of the kind word or whitespace"
+            )
+        return self._reader.open()
+
     def to_json(self) -> str:
         """The tokenizer.json as a string."""
         return self._json
@@ -184,6 +202,8 @@ class Tokenizer:
         Raises:
             DataError: if a text cannot be written in UTF-8.
         """
+        if self._reader is not None:
+            return [self._reader.encode(text, special_tokens=special_tokens) for text in texts]
         joined = [_join(text) for text in texts]
         encodings = _run(self._backend.encode_batch, joined, special_tokens)
         return [
@@ -205,6 +225,10 @@ class Tokenizer:
             special_tokens: add the tokens that open and close a sequence.
             max_length: cut longer texts at their end, to this many tokens in all.
         """
+        if self._reader is not None:
+            return self._reader.encode_ids(
+                texts, special_tokens=special_tokens, max_length=max_length
+            )
         joined = [_join(text) for text in texts]
         with self._truncation(max_length):
             encodings = _run(self._backend.encode_batch_fast, joined, special_tokens)
@@ -228,6 +252,8 @@ class Tokenizer:
             for each pair the ids and the segments, int64: 0 for the first text, 1 for the second
             (0 for both where the template has no segments, as RoBERTa's).
         """
+        if self._reader is not None:
+            return [self._reader.encode_pair(a, b, max_length) for a, b in pairs]
         joined = [(_join(first), _join(second)) for first, second in pairs]
         with self._truncation(max_length):
             encodings = _run(self._backend.encode_batch_fast, joined, True)
@@ -250,6 +276,8 @@ class Tokenizer:
         """The text of some ids; special tokens, but for the unknown one, only if asked for."""
         hidden = {*self.vocabulary.special} - {self.vocabulary.unknown}
         shown = [i for i in map(int, ids) if special_tokens or i not in hidden]
+        if self._reader is not None:
+            return " ".join(map(self.token, shown))
         return self._backend.decode(shown, skip_special_tokens=False)
 
     def normalize(self, text: str) -> str:
@@ -264,6 +292,8 @@ class Tokenizer:
             ConfigError: if no token has this id.
         """
         token = self._backend.id_to_token(int(index))
+        if token is None and self._reader is not None:
+            token = self._reader.token(int(index))
         if token is None:
             raise ConfigError(f"no token has the id {index}; ids go to {self.vocabulary.size - 1}")
         return token
@@ -325,10 +355,7 @@ def _run(encode: Callable[..., list[T]], texts: Sequence[Any], special_tokens: b
     try:
         return encode(texts, add_special_tokens=special_tokens)
     except TypeError as error:
-        raise DataError(
-            f"a text cannot be encoded ({error}); expected strings without halves of surrogate "
-            "pairs (U+D800 to U+DFFF), which are no characters"
-        ) from error
+        raise not_unicode(error) from error
 
 
 def _words_at(offsets: np.ndarray, line: str, words: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,184 @@
+"""Words as they are, one token each: those of a vocabulary, and the unseen ones that texts bring.
+
+Models that spell words (ELMo's characters, fastText's n-grams) have a vector for every word. Their
+tokenizers give an unseen word the next free id, and the model looks its spelling up here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+
+from firth.errors import DataError
+from firth.protocols import Encoding, Text, Vocabulary
+
+
+def not_unicode(error: Exception) -> DataError:
+    """What to say of a text that the tokenizers library refuses."""
+    return DataError(
+        f"a text cannot be encoded ({error}); expected strings without halves of surrogate "
+        "pairs (U+D800 to U+DFFF), which are no characters"
+    )
+
+
+class Words:
+    """The words behind token ids. It only grows, so ids stay valid; copies are the same object.
+
+    Args:
+        vocabulary: the words of ids 0, 1, ...
+    """
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self._words = list(vocabulary)
+        self._ids = {word: i for i, word in enumerate(self._words)}
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __copy__(self) -> "Words":
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "Words":
+        return self  # the copy of a network reads what its tokenizer finds
+
+    def word(self, index: int) -> str:
+        """The word of an id."""
+        return self._words[index]
+
+    def id(self, word: str) -> int:
+        """The id of a word, a new one if it was never seen."""
+        known = self._ids.get(word)
+        if known is None:
+            known = self._ids[word] = len(self._words)
+            self._words.append(word)
+        return known
+
+
+class WordReader:
+    """Encodes text for a vocabulary of whole words: the user's own words are never cut.
+
+    Args:
+        backend: the tokenizer, of the kind that knows whole words alone.
+        vocabulary: its special tokens.
+    """
+
+    def __init__(self, backend: Backend, vocabulary: Vocabulary) -> None:
+        self._backend, self._vocabulary = backend, vocabulary
+        self._normalizer = backend.normalizer
+        self._open: Words | None = None
+
+    def open(self) -> Words:
+        """From now on unseen words have ids of their own, beyond the vocabulary."""
+        if self._open is None:
+            names = self._backend.get_vocab(with_added_tokens=True)
+            known = [""] * self._vocabulary.size
+            for name, index in names.items():
+                known[index] = name
+            self._open = Words(known)
+        return self._open
+
+    def token(self, index: int) -> str | None:
+        """The word of an id, where it is an unseen one's."""
+        opened = self._open is not None and self._vocabulary.size <= index < len(self._open)
+        return self._open.word(index) if opened and self._open else None
+
+    def encode(self, text: Text, *, special_tokens: bool = True) -> Encoding:
+        """The encoding of a text; a word of which nothing is left, such as "", has no token."""
+        if isinstance(text, str):
+            found = self._library(text)
+            offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
+            surface = [text[a:b] for a, b in found.offsets]
+            ids = self._ids(surface, found.ids)
+            words = np.array([-1 if w is None else w for w in found.word_ids], np.int64)
+            encoding = self._encoding(text, ids, offsets, words)
+        else:
+            encoding = self._encode_words(text)
+        return self._enclosed(encoding) if special_tokens else encoding
+
+    def encode_ids(
+        self, texts: Sequence[Text], *, special_tokens: bool, max_length: int | None
+    ) -> list[np.ndarray]:
+        """The ids alone, cut at their end to `max_length` in all."""
+        found = [self.encode(text, special_tokens=False).ids for text in texts]
+        ends = self._vocabulary.first, self._vocabulary.last
+        if special_tokens:
+            room = None if max_length is None else max_length - 2
+            return [np.concatenate([ends[:1], ids[:room], ends[1:]]) for ids in found]
+        return [ids[:max_length] for ids in found]
+
+    def encode_pair(
+        self, first: Text, second: Text, max_length: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``[CLS] A [SEP] B [SEP]`` with segments 0 and 1, the longer text cut first."""
+        a, b = (self.encode(text, special_tokens=False).ids for text in (first, second))
+        room = len(a) + len(b) if max_length is None else max(0, max_length - 3)
+        if len(a) + len(b) > room:
+            shorter = min(len(a), len(b), room // 2)
+            a, b = (
+                (a[: room - shorter], b[:shorter])
+                if len(a) > len(b)
+                else (a[:shorter], b[: room - shorter])
+            )
+        opening, closing = self._vocabulary.first, self._vocabulary.last
+        ids = np.concatenate([[opening], a, [closing], b, [closing]]).astype(np.int64)
+        return ids, np.repeat(np.array([0, 1], np.int64), [len(a) + 2, len(b) + 1])
+
+    def _library(self, text: str) -> Any:
+        try:
+            return self._backend.encode(text, add_special_tokens=False)
+        except TypeError as error:
+            raise not_unicode(error) from error
+
+    def _encode_words(self, words: Sequence[str]) -> Encoding:
+        lengths = np.array([len(word) for word in words], np.int64)
+        ends = np.cumsum(lengths + 1) - 1
+        offsets = np.stack([ends - lengths, ends], axis=1).reshape(-1, 2)
+        kept = np.flatnonzero([bool(word.strip()) for word in words])
+        unknown = self._vocabulary.unknown
+        surface = [words[i] for i in kept]
+        known = map(self._known, map(self._normal, surface))
+        ids = self._ids(surface, [unknown if index is None else index for index in known])
+        return self._encoding(" ".join(words), ids, offsets[kept], kept)
+
+    def _known(self, word: str) -> int | None:
+        try:
+            return self._backend.token_to_id(word)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise not_unicode(error) from error
+
+    def _ids(self, surface: Sequence[str], ids: Sequence[int]) -> np.ndarray:
+        """The ids, with those of unseen words in place of the unknown one."""
+        if self._open is None:
+            return np.array(ids, np.int64)
+        identify: Callable[[str], int] = self._open.id
+        unknown = self._vocabulary.unknown
+        pairs = zip(surface, ids, strict=True)
+        return np.array(
+            [identify(self._normal(word)) if i == unknown else i for word, i in pairs], np.int64
+        )
+
+    def _normal(self, word: str) -> str:
+        return self._normalizer.normalize_str(word).strip() if self._normalizer else word
+
+    def _encoding(
+        self, text: str, ids: np.ndarray, offsets: np.ndarray, words: np.ndarray
+    ) -> Encoding:
+        return Encoding(
+            text=text, ids=ids, tokens=list(map(self._name, ids)), offsets=offsets, words=words
+        )
+
+    def _name(self, index: int) -> str:
+        index = int(index)
+        return self.token(index) or str(self._backend.id_to_token(index))
+
+    def _enclosed(self, encoding: Encoding) -> Encoding:
+        nowhere, absent = np.zeros((1, 2), np.int64), np.array([-1], np.int64)
+        first, last = self._vocabulary.first, self._vocabulary.last
+        return Encoding(
+            text=encoding.text,
+            ids=np.concatenate([[first], encoding.ids, [last]]),
+            tokens=[self._name(first), *encoding.tokens, self._name(last)],
+            offsets=np.concatenate([nowhere, encoding.offsets, nowhere]),
+            words=np.concatenate([absent, encoding.words, absent]),
+        )
