@@ -11,7 +11,7 @@ L layers. Sequences lie end to end and nothing is padded: `starts` (B+1) says wh
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from firth.errors import ConfigError
 
 Text = str | Sequence[str]
 """A text as one string, or as the list of the user's own words."""
+
+
+Unit = Literal["sequence", "word"]
+"""What a task is about: a whole text (or pair), or each of its words."""
 
 
 ABSENT = -1
@@ -84,6 +88,18 @@ class Tokenizer(Protocol):
     def token(self, index: int) -> str: ...
 
 
+class WordList(Protocol):
+    """The words behind token ids, for a model that spells them: `firth.text.words.Words`."""
+
+    first: int
+    """The id that opens a sequence; what stands there is no word."""
+    last: int
+
+    def __len__(self) -> int: ...
+
+    def word(self, index: int) -> str: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
     """Sequences drawn for one step, as an objective sees them (numpy, on the CPU)."""
@@ -105,6 +121,12 @@ class Sequences:
     """Share of training done, 0 to 1, for schedules."""
     source: "Sequences | None" = None
     """Of pairs: the B sequences that these are made from, in the same order."""
+    beyond: np.ndarray | None = None
+    """(B) int64, of streams: the token that follows each sequence in the direction of reading."""
+    continues: bool | None = None
+    """Of streams: whether they go on where those of the step before ended."""
+    rate: float = 1.0
+    """What the learning rate of the step is multiplied by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +145,7 @@ class Batch:
     predict_at: Tensor | None = None
     """(M) int64, positions in 0..N-1."""
     targets: Tensor | None = None
-    """(M) token ids at `predict_at`, or one label (row) a sequence for a task."""
+    """(M) token ids at `predict_at`; for a task one label (row) a sequence, or one a word."""
     weights: Tensor | None = None
     """(M) float32 of each prediction in the loss, 1 on average; None where all count alike."""
     boundaries: Tensor | None = None
@@ -135,6 +157,16 @@ class Batch:
     """(B) float32: how many predictions the label of each sequence counts for in the sum."""
     source: "Batch | None" = None
     """The B sequences that an encoder reads while a decoder reads these."""
+    continues: bool | None = None
+    """Of streams: whether they go on where those of the step before ended."""
+    rate: float = 1.0
+    """What the learning rate of the step is multiplied by."""
+    words: Tensor | None = None
+    """(M, 2) int64, for tasks about words: the first token of each and the one after its last,
+    equal for a word without tokens."""
+    word_starts: Tensor | None = None
+    """(T+1) int64 on the CPU: text t is words word_starts[t]:word_starts[t+1]. A text that is
+    longer than the window takes several sequences, one after another."""
 
     @property
     def num_sequences(self) -> int:
@@ -149,13 +181,14 @@ class Batch:
         return 0 if self.targets is None else self.targets.shape[0]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors (except `starts`) on `device`."""
+        """The same batch with its tensors on `device`, but for `starts` and `word_starts`."""
         if device.type == "cpu":
             return self
         moved = {
             f.name: value.to(device) if isinstance(value, Batch) else _moved(value, device)
             for f in fields(self)
-            if f.name != "starts" and (value := getattr(self, f.name)) is not None
+            if isinstance(value := getattr(self, f.name), (Tensor, Batch))
+            and not f.name.endswith("starts")
         }
         return replace(self, **moved)
 
@@ -166,6 +199,16 @@ class Batch:
         """
         if parts == 1:
             return [self]
+        if self.continues is not None:
+            raise ConfigError(
+                "streams carry their state from step to step, so a batch of them cannot be cut; "
+                "set training.accumulation to 1 and train in one process"
+            )
+        if self.words is not None:
+            raise ConfigError(
+                "a batch of words is not cut into parts, since the sequences of a long text belong "
+                "together; set accumulation to 1 and use one process"
+            )
         if self.num_sequences < parts:
             raise ConfigError(
                 f"a batch of {self.num_sequences} sequences cannot be cut into {parts} parts; "
@@ -269,11 +312,12 @@ class Example:
     """One labelled (or, for prediction, unlabelled) row of a task file."""
 
     texts: tuple[Text, ...]
-    """One text, or two for a sentence pair."""
+    """One text, or two for a sentence pair. For a task about words the tuple of the words."""
     label: Any = None
-    """Class name, tuple of class names (multi-label), float (regression), or None."""
+    """Class name, tuple of class names (multi-label), float (regression), tuple of the tags of all
+    words (tagging), or None."""
     row: int = 0
-    """Row in the file, counted from 1, for messages."""
+    """Row in the file (of a sentence of several rows its first), counted from 1, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,8 +335,27 @@ class Report:
         return self.metrics[self.main]
 
 
+Scores = np.ndarray | Sequence[np.ndarray]
+"""(B, K) scores of B examples, or for words a list of the (W, K) scores of each."""
+
+Targets = np.ndarray | Sequence[np.ndarray]
+"""(B, ...) labels as numbers, or for words a list of the (W) int64 tags of each example."""
+
+
 class Task(Protocol):
     """A frozen dataclass that reads labelled files and turns scores into answers."""
+
+    unit: ClassVar[Unit]
+    """What a row of scores is about."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes or tags in the order of the outputs, where there are any."""
+        ...
+
+    def example(self, text: Any) -> Example:
+        """An unlabelled example of what a user gives: a text, a list of words, a pair of texts."""
+        ...
 
     def read(self, path: Any, *, labelled: bool = True) -> list[Example]: ...
 
@@ -303,19 +366,21 @@ class Task(Protocol):
     @property
     def num_outputs(self) -> int: ...
 
-    def targets(self, examples: Sequence[Example]) -> np.ndarray:
-        """Labels as numbers: (B) int64 classes, (B, K) float32 multi-label, (B) float32 values."""
+    def targets(self, examples: Sequence[Example]) -> Targets:
+        """Labels as numbers: classes (int64), K classes each or values (float32), or tags."""
         ...
 
-    def loss(self, scores: Tensor, targets: Tensor) -> Loss: ...
-
-    def decode(self, scores: np.ndarray) -> list[Any]:
-        """(B, K) scores to predictions."""
+    def loss(self, scores: Tensor, targets: Tensor) -> Loss:
+        """The summed loss of rows of scores, end to end, and their targets."""
         ...
 
-    def evaluate(self, scores: np.ndarray, examples: Sequence[Example]) -> Report: ...
+    def decode(self, scores: Scores, examples: Sequence[Example]) -> list[Any]:
+        """A prediction for each example, with a method `to_dict`."""
+        ...
 
-    def degenerate(self, scores: np.ndarray, examples: Sequence[Example]) -> bool:
+    def evaluate(self, scores: Scores, examples: Sequence[Example]) -> Report: ...
+
+    def degenerate(self, scores: Scores, examples: Sequence[Example]) -> bool:
         """Whether the scores give one answer for everything though the labels differ."""
         ...
 

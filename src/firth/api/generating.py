@@ -11,7 +11,7 @@ import numpy as np
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.beam_search import beam_search
 from firth.inference.generation import Continuation, Decoding, Ended, Stop, continuations
-from firth.models import EncoderDecoder
+from firth.models import AWDLSTM, Elmo, EncoderDecoder
 
 if TYPE_CHECKING:
     from firth.api.language_model import LanguageModel
@@ -34,10 +34,14 @@ class Generated:
     ended: Ended
     source: str = ""
     """What the encoder of an encoder-decoder read."""
+    backward: bool = False
+    """Whether the continuation stands before the prompt."""
 
     @property
     def text(self) -> str:
-        """The prompt and its continuation."""
+        """The prompt and its continuation, as they are read."""
+        if self.backward:
+            return f"{self.continuation} {self.prompt}".strip()
         return self.prompt + self.continuation
 
 
@@ -57,13 +61,13 @@ def generate_texts(
     lm: LanguageModel, texts: Sequence[str], how: Decoding, stop: Sequence[str]
 ) -> list[Generated]:
     """A continuation of each text, or what an encoder-decoder writes for it; see `generate`."""
-    prompts = _prompts(lm, texts)
+    prompts = _prompts(lm, texts, how)
     order = np.argsort([len(one) for one in prompts.sources or prompts.ids], kind="stable")
     found: list[Continuation] = [Continuation() for _ in texts]
     for places in np.split(order, range(_TOGETHER, len(order), _TOGETHER)):
         for i, one in zip(places, _generate(lm, prompts, places.tolist(), how, stop), strict=True):
             found[i] = one
-    return [_generated(lm, *one, stop) for one in zip(texts, found, strict=True)]
+    return [_generated(lm, *one, stop, how) for one in zip(texts, found, strict=True)]
 
 
 def _generate(
@@ -74,7 +78,7 @@ def _generate(
         return []
     part = prompts.part(places)
     ends: dict[str, Any] = {
-        "last": lm.tokenizer.vocabulary.last,
+        "last": _closing(lm, how),
         "stop": _stops(lm, stop),
         "sources": part.sources,
     }
@@ -88,11 +92,13 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
     """What is generated from one text, piece by piece as it comes."""
     if how.beams > 1:
         raise ConfigError("a text that comes piece by piece has one beam; leave beams at 1")
-    prompts, last, shown = _prompts(lm, [text]), lm.tokenizer.vocabulary.last, ""
+    if how.backward:
+        raise ConfigError("a text that is written from its end cannot come piece by piece")
+    prompts, last, shown = _prompts(lm, [text], how), _closing(lm, how), ""
     for (one,) in continuations(
         lm.writer, prompts.ids, how, last=last, stop=_stops(lm, stop), sources=prompts.sources
     ):
-        now = _generated(lm, text, one, stop).continuation
+        now = _generated(lm, text, one, stop, how).continuation
         # Half a character, or what may become a stop string, waits for the next token.
         whole = one.ended is not None or not now.endswith("\ufffd")
         if whole and now.startswith(shown) and (one.ended or not _may_stop(now, stop)):
@@ -107,9 +113,22 @@ def _stops(lm: LanguageModel, stop: Sequence[str]) -> Stop:
     return stops
 
 
-def _prompts(lm: LanguageModel, texts: Sequence[str]) -> _Prompts:
-    """Token ids that open with the opening token and are not closed; sources, if any."""
+def _check_direction(lm: LanguageModel, how: Decoding) -> None:
+    model = lm.model
+    both = isinstance(model, Elmo)
+    backward = isinstance(model, AWDLSTM) and model.config.backward
+    if how.backward != backward and not both:
+        raise UnsupportedError(
+            "this model was trained from right to left; set backward"
+            if backward
+            else "this model reads from left to right; leave backward out (a biLM, elmo, has both)"
+        )
+
+
+def _prompts(lm: LanguageModel, texts: Sequence[str], how: Decoding) -> _Prompts:
+    """Token ids in the order of reading, not closed; sources, if any."""
     vocabulary = lm.tokenizer.vocabulary
+    _check_direction(lm, how)
     if isinstance(lm.model, EncoderDecoder):
         sources = [encoding.ids for encoding in lm.encode(texts, whole=True)]
         return _Prompts([np.array([vocabulary.first])] * len(sources), sources)
@@ -121,7 +140,8 @@ def _prompts(lm: LanguageModel, texts: Sequence[str]) -> _Prompts:
     found = []
     for encoding in lm.encode(texts):
         inside = encoding.ids[encoding.words >= 0]
-        found.append(np.concatenate([[vocabulary.first], inside]))
+        opening = vocabulary.last if how.backward else vocabulary.first
+        found.append(np.concatenate([[opening], inside[::-1] if how.backward else inside]))
         if len(found[-1]) >= lm.max_length:
             raise UnsupportedError(
                 f"a prompt has {len(found[-1])} tokens and the model's window is "
@@ -130,7 +150,16 @@ def _prompts(lm: LanguageModel, texts: Sequence[str]) -> _Prompts:
     return _Prompts(found, None)
 
 
-def _generated(lm: LanguageModel, text: str, one: Continuation, stop: Sequence[str]) -> Generated:
+def _closing(lm: LanguageModel, how: Decoding) -> int:
+    """What ends a text; the one that opens it, for a writer from right to left."""
+    return lm.tokenizer.vocabulary.first if how.backward else lm.tokenizer.vocabulary.last
+
+
+def _generated(
+    lm: LanguageModel, text: str, one: Continuation, stop: Sequence[str], how: Decoding
+) -> Generated:
+    if how.backward:
+        return _written_before(lm, text, one)
     own = isinstance(lm.model, EncoderDecoder)  # it does not continue what it reads
     ids = [] if own else lm.tokenizer.encode(text).ids.tolist()
     added = lm.tokenizer.decode([*ids, *one.ids]).removeprefix(lm.tokenizer.decode(ids))
@@ -143,6 +172,18 @@ def _generated(lm: LanguageModel, text: str, one: Continuation, stop: Sequence[s
         tokens=[lm.tokenizer.token(i) for i in one.ids],
         log_probabilities=np.array(one.log_probabilities),
         ended=one.ended or "length",
+    )
+
+
+def _written_before(lm: LanguageModel, text: str, one: Continuation) -> Generated:
+    ids = one.ids[::-1]
+    return Generated(
+        prompt=text,
+        continuation=lm.tokenizer.decode(ids),
+        tokens=[lm.tokenizer.token(i) for i in ids],
+        log_probabilities=np.array(one.log_probabilities[::-1]),
+        ended=one.ended or "length",
+        backward=True,
     )
 
 

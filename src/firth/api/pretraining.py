@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from firth import __version__
-from firth.api.language_model import LanguageModel
+from firth.api.language_model import LanguageModel, show_words
+from firth.api.static_training import train_static
 from firth.api.training_text import (
     AnyCorpus,
     TrainingText,
@@ -33,8 +34,15 @@ from firth.inference.forward import Engine
 from firth.inference.samples import continued_texts, filled_blanks, written_texts
 from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import load_model, save_model
-from firth.models import EncoderDecoderConfig, GPTConfig, LanguageModelNetwork, build
-from firth.objectives import SentencePairs, SpanBoundary
+from firth.models import (
+    AWDLSTMConfig,
+    ElmoConfig,
+    EncoderDecoderConfig,
+    GPTConfig,
+    LanguageModelNetwork,
+    build,
+)
+from firth.objectives import SentencePairs, SpanBoundary, WordContext
 from firth.protocols import Vocabulary
 from firth.recipes import Recipe
 from firth.text.annotations import Annotator, annotator
@@ -97,9 +105,15 @@ def pretrain(
     wait(ranks)
     resolved = read_recipe(run)
     text = {part: open_training_text(run, part, resolved) for part in ("train", "valid")}
-    resolved = _fix_steps(run, resolved, text["train"], ranks, torch_device)
-    how = _How(ranks, torch_device, tensorboard, resume_hint)
-    _train(run, resolved, text, how)
+    if isinstance(resolved.objective, WordContext):
+        keep = partial(_keep_recipe, run)
+        train_static(
+            run, resolved, text, tensorboard=tensorboard, resume_hint=resume_hint, keep=keep
+        )
+    else:
+        resolved = _fix_steps(run, resolved, text["train"], ranks, torch_device)
+        how = _How(ranks, torch_device, tensorboard, resume_hint)
+        _train(run, resolved, text, how)
     leave()
     loaded = load_model(run)  # the averaged weights, where they are kept
     return LanguageModel(
@@ -218,9 +232,11 @@ def _write_recipe(run: Path, recipe: Recipe | None, requested: Any) -> None:
     write_text(run / "recipe.json", json.dumps(record, indent=1))
 
 
-def _new_model(recipe: Recipe, device: torch.device) -> LanguageModelNetwork:
+def _new_model(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> LanguageModelNetwork:
     torch.manual_seed(recipe.training.seed)
-    return build(recipe.model).to(device)
+    model = build(recipe.model).to(device)
+    show_words(model, tokenizer)
+    return model
 
 
 def _fix_steps(
@@ -236,14 +252,19 @@ def _fix_steps(
         assert training.minutes is not None
         logger.info("measuring throughput")
         batches = ObjectiveBatches(packed, recipe.objective)
-        model = _new_model(recipe, device)
+        model = _new_model(recipe, Tokenizer.load(run), device)
         total = steps_within(training.minutes, model, recipe.objective, batches, training, ranks)
     fixed = replace(training, steps=total, tokens=None, epochs=None, minutes=None)
     recipe = replace(recipe, training=fixed)
     if ranks.first:
-        _write_recipe(run, recipe, read_json(run / "recipe.json")["requested"])
+        _keep_recipe(run, recipe)
     wait(ranks)
     return read_recipe(run)
+
+
+def _keep_recipe(run: Path, recipe: Recipe) -> None:
+    """Puts the recipe with its budget in steps on record."""
+    _write_recipe(run, recipe, read_json(run / "recipe.json")["requested"])
 
 
 @dataclass(frozen=True)
@@ -259,7 +280,7 @@ def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) 
     training, vocabulary = recipe.training, tokenizer.vocabulary
     assert training.steps is not None
     packed = text["train"].batches(recipe, vocabulary, training.seed)
-    model = _new_model(recipe, how.device)
+    model = _new_model(recipe, tokenizer, how.device)
     if how.ranks.first:
         _announce(recipe, model, packed.steps_per_epoch, how.device)
 
@@ -291,7 +312,7 @@ def _held_out(text: TrainingText, recipe: Recipe, vocabulary: Vocabulary) -> dic
     """Batches of the held-out text of each language."""
     found, parts = {}, text.languages
     for name, part in parts.items():
-        packed = part.batches(recipe, vocabulary, _VALID_SEED)
+        packed = part.batches(recipe, vocabulary, _VALID_SEED, training=False)
         enough = recipe.data.valid_tokens // len(parts) // recipe.training.batch_tokens
         batches = ObjectiveBatches(packed, recipe.objective.for_validation())
         found[name] = HeldOut(batches, min(packed.steps_per_epoch, max(1, enough)))
@@ -323,18 +344,23 @@ def _sampler(
     longest = 16 if text.source is None else recipe.data.max_length - 2
     ends = [min(int(starts[i + 1]), int(starts[i]) + longest) for i in chosen]
     texts = [np.array(shards.tokens(a, b)) for a, b in zip(begins, ends, strict=True)]
-    if text.source is None and isinstance(recipe.model, EncoderDecoderConfig):
+    backward = getattr(recipe.objective, "backward", False)
+    if backward or (text.source is None and isinstance(recipe.model, EncoderDecoderConfig)):
         return None
 
     def sample(model: nn.Module) -> list[str]:
         engine = Engine.of(model, recipe.training.precision, recipe.model.max_length)
         if text.source is not None:
             return written_texts(engine, tokenizer, texts)
-        if isinstance(recipe.model, GPTConfig):
+        if isinstance(recipe.model, GPTConfig) or _recurrent(recipe):
             return continued_texts(engine, tokenizer, texts)
         return filled_blanks(engine, tokenizer, texts, random_stream(_SAMPLE_SEED, 0, 1))
 
     return sample
+
+
+def _recurrent(recipe: Recipe) -> bool:
+    return isinstance(recipe.model, ElmoConfig | AWDLSTMConfig)
 
 
 def _by_language(row: dict[str, Any]) -> str:
@@ -359,11 +385,12 @@ def model_card(run: Path, recipe: Recipe, text: dict[str, TrainingText]) -> str:
         else "Not validated."
     )
     config = recipe.model
+    heads = "" if _recurrent(recipe) else f", {config.num_heads} heads"  # pyright: ignore
     return f"""# {run.name}
 
 A {recipe.name} language model, trained with firth {__version__}.
 
-- Shape: {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads,
+- Shape: {config.num_layers} layers, hidden size {config.hidden_size}{heads},
   vocabulary {config.vocab_size:,} ({recipe.tokenizer.kind}).
 - Text: {text["train"].describe()}.
 - Held out: {text["valid"].num_tokens:,} tokens.

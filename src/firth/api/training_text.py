@@ -26,6 +26,7 @@ from firth.text.languages import (
 )
 from firth.text.pairs import PairedSequences, ParallelCorpus
 from firth.text.shards import Shards, unigram_entropy, write_shards
+from firth.text.streams import StreamedSequences
 from firth.text.tokenizers import Tokenizer
 
 AnyCorpus = Corpus | ParallelCorpus | MultilingualCorpus
@@ -73,9 +74,9 @@ class TrainingText:
         return f"{self.num_tokens:,} tokens in {self.num_documents:,} {what}{languages}"
 
     def batches(
-        self, recipe: Recipe, vocabulary: Vocabulary, seed: int
-    ) -> PackedSequences | PairedSequences:
-        """The sequences of each step, as the recipe has them."""
+        self, recipe: Recipe, vocabulary: Vocabulary, seed: int, *, training: bool = True
+    ) -> PackedSequences | PairedSequences | StreamedSequences:
+        """The sequences of each step, as the recipe has them; streams vary in training alone."""
         shape: dict[str, Any] = {
             "max_length": recipe.data.max_length,
             "batch_tokens": recipe.training.batch_tokens,
@@ -84,6 +85,17 @@ class TrainingText:
         if self.source is not None:
             assert isinstance(self.shards, Shards)
             return PairedSequences(self.source, self.shards, vocabulary, **shape)
+        if recipe.data.packing == "streams":
+            return StreamedSequences(
+                JoinedDocuments(self.shards, vocabulary.last),
+                vocabulary,
+                streams=recipe.training.batch_tokens // recipe.data.max_length,
+                length=recipe.data.max_length,
+                seed=seed,
+                vary=training and recipe.data.vary,
+                shift=training,
+                backward=getattr(recipe.objective, "backward", False),
+            )
         joined = recipe.data.packing == "full"
         shards = self.shards
         return PackedSequences(
@@ -192,7 +204,7 @@ def _check_languages(recipe: Recipe) -> None:
             "the second halves of next-sentence pairs would be of other languages, which gives the "
             "answer away; use --objective.kind order"
         )
-    if recipe.data.packing == "full":
+    if recipe.data.packing != "documents":
         raise ConfigError("text of several languages needs data.packing to be documents")
     if recipe.data.spans != "none":
         raise ConfigError("data.spans is for text of one language; leave it out")

@@ -121,7 +121,7 @@ def beam_search(
         sources: token ids of what an encoder reads, one for each prompt.
     """
     room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
-    reader = Reader(engine, prompts, room, sources)
+    reader = Reader(engine, prompts, room, sources, backward=how.backward)
     searches = [
         _Search(prompt, min(how.max_tokens, engine.max_length - len(prompt)), stop)
         for prompt in prompts

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from firth.errors import UnsupportedError
-from firth.models import GPT, EncoderDecoder
+from firth.models import GPT, Elmo, EncoderDecoder
 from firth.protocols import ABSENT, Batch, Vocabulary
 
 
@@ -36,7 +36,8 @@ def blank_states(model: nn.Module, batch: Batch, at: Tensor, vocabulary: Vocabul
 
     A masked model's own state there; a hybrid's at the token before, the text read in both
     directions (Charpentier and Samuel 2024, section 2.1); of an encoder-decoder what its decoder
-    says after the sentinel (Raffel et al. 2020, section 3.1.4).
+    says after the sentinel (Raffel et al. 2020, section 3.1.4); of a biLM the forward state before
+    the blank beside the backward state behind it.
 
     Args:
         model: the network.
@@ -51,6 +52,21 @@ def blank_states(model: nn.Module, batch: Batch, at: Tensor, vocabulary: Vocabul
             input_ids=opening.repeat(count), starts=2 * torch.arange(count + 1), source=batch
         )
         return model(written).last[1::2]
+    if isinstance(model, Elmo):
+        last = model(batch).last
+        size = model.config.projection_size
+        return torch.cat([last[at - 1, :size], last[at + 1, size:]], dim=1)
     if isinstance(model, GPT):
         return model(replace(batch, prefix=batch.starts.diff())).last[at - 1]
     return model(batch).last[at]
+
+
+def blank_scores(model: nn.Module, states: Tensor) -> Tensor:
+    """(M, V) scores of the tokens for blanks, from their `blank_states`, in float32.
+
+    Of a biLM the sum of both directions' log probabilities: each word must suit both sides.
+    """
+    if isinstance(model, Elmo):
+        both = (model.logits(states, backward=backward).float() for backward in (False, True))
+        return torch.stack([torch.log_softmax(scores, dim=1) for scores in both]).sum(0)
+    return model.logits(states).float()  # type: ignore[operator]

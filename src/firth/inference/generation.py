@@ -38,6 +38,9 @@ class Decoding:
     """Hypotheses kept at each step; more than one is beam search, without sampling."""
     length_penalty: float = 1.0
     """Beam search ranks by log P / length^penalty (Wu et al. 2016, eq. 14, simplified)."""
+    backward: bool = False
+    """Write what comes before the text instead, from right to left (a biLM, or a model trained
+    backward)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -97,7 +100,7 @@ def continuations(
     room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
     found = [Continuation() for _ in prompts]
     randoms = [np.random.default_rng((how.seed, i)) for i in places or range(len(prompts))]
-    reader = Reader(engine, prompts, room, sources)
+    reader = Reader(engine, prompts, room, sources, backward=how.backward)
     alive = list(range(len(prompts)))
     while alive:
         scores = reader.scores
@@ -176,10 +179,14 @@ class Reader:
         prompts: Sequence[np.ndarray],
         room: int,
         sources: Sequence[np.ndarray] | None = None,
+        *,
+        backward: bool = False,
     ) -> None:
+        """Reads the prompts; `backward` ones come in that order."""
         self.engine = engine
         engine.model.eval()
-        self.cache: Cache = engine.model.new_cache(room)  # type: ignore[operator]
+        self.how = {"backward": True} if backward else {}
+        self.cache: Cache = engine.model.new_cache(room, **self.how)  # type: ignore[operator]
         batch = collate([prompt.astype(np.int64) for prompt in prompts])
         if getattr(engine.model.config, "whole_prompts", False):
             batch = replace(batch, prefix=batch.starts.diff())
@@ -198,4 +205,5 @@ class Reader:
         engine = self.engine
         with torch.inference_mode(), computing(engine.dtype, engine.device):
             last = engine.model(batch.to(engine.device), cache=self.cache).last
-            return engine.model.logits(last if at is None else last[at]).float()  # type: ignore[operator]
+            states = last if at is None else last[at]
+            return engine.model.logits(states, **self.how).float()  # type: ignore[operator]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from firth.errors import UnsupportedError
-from firth.inference.blanks import blank_states, blank_token
+from firth.inference.blanks import blank_scores, blank_states, blank_token
 from firth.inference.forward import Engine, Window, windows
 from firth.protocols import Batch, Encoding, Tokenizer
 
@@ -87,13 +87,14 @@ def fill(
                 f"{engine.max_length}; shorten it"
             )
     found: list[list[list[Filled]]] = [[] for _ in encodings]
-    count = min(top_k, vocabulary.size - len(vocabulary.special))
+    predicted = getattr(engine.model.config, "output_size", vocabulary.size)
+    count = min(top_k, predicted - len(vocabulary.special))
 
     def compute(_chosen: np.ndarray, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         at = (batch.input_ids == blank).nonzero().squeeze(1)
         states = blank_states(engine.model, batch, at, vocabulary)
-        logits = engine.model.logits(states).float()  # type: ignore[operator]
-        logits[:, list(vocabulary.special)] = -torch.inf
+        logits = blank_scores(engine.model, states)
+        logits[:, [i for i in vocabulary.special if i < logits.shape[1]]] = -torch.inf
         best = torch.softmax(logits, dim=-1).topk(count)
         owners = torch.bucketize(at.cpu(), batch.starts, right=True) - 1
         return owners, best.values, best.indices
@@ -156,7 +157,7 @@ def score_masked(
     def compute(chosen: np.ndarray, batch: Batch) -> Tensor:
         at = batch.starts[:-1] + torch.tensor([where[i][2] for i in chosen])
         hidden = blank_states(engine.model, batch, at.to(engine.device), vocabulary)
-        logits = engine.model.logits(hidden).float()  # type: ignore[operator]
+        logits = blank_scores(engine.model, hidden)
         targets = torch.tensor([int(encodings[where[i][0]].ids[where[i][1]]) for i in chosen])
         return torch.log_softmax(logits, -1).cpu().gather(1, targets[:, None]).squeeze(1)
 

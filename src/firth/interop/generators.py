@@ -19,7 +19,7 @@ from firth.interop.decoders import (
 )
 from firth.interop.files import read_tensors
 from firth.interop.t5 import T5_CLASS, config_from_t5, is_t5, state_from_t5, t5_settings, t5_tensors
-from firth.models import LanguageModelNetwork, build
+from firth.models import LanguageModelNetwork, ModelConfig, build
 from firth.models.encoder_decoder import EncoderDecoderConfig
 from firth.models.gpt import GPTConfig
 from firth.protocols import Vocabulary
@@ -30,11 +30,11 @@ GENERATORS = {**DECODERS, "t5": T5_CLASS}
 GeneratorConfig = GPTConfig | EncoderDecoderConfig
 
 
-def is_stock_generator(config: GeneratorConfig) -> bool:
+def is_stock_generator(config: ModelConfig) -> bool:
     """Whether `transformers` has a class that computes what this shape computes."""
     if isinstance(config, EncoderDecoderConfig):
         return is_t5(config)
-    return decoder_family(config) is not None
+    return isinstance(config, GPTConfig) and decoder_family(config) is not None
 
 
 def generator_form(

@@ -36,7 +36,14 @@ from firth.interop.stock import (
     stock_head,
     stock_settings,
 )
-from firth.models import MODELS, LanguageModelNetwork, ModelConfig, build
+from firth.models import (
+    MODELS,
+    EncoderDecoderConfig,
+    GPTConfig,
+    LanguageModelNetwork,
+    ModelConfig,
+    build,
+)
 from firth.models.bert import Bert, BertConfig
 from firth.models.mix import SequenceHead
 from firth.protocols import Vocabulary
@@ -143,8 +150,9 @@ def _stock_form(
     config: ModelConfig, state: Mapping[str, Tensor], head: SequenceHead | None, ids: Vocabulary
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors as the family's class has them."""
-    if not isinstance(config, BertConfig):
+    if isinstance(config, GPTConfig | EncoderDecoderConfig):
         return generator_form(config, state, ids)
+    assert isinstance(config, BertConfig)
     family = stock_family(config)
     assert family is not None
     return _stock_settings(family, config, head, ids), _stock_tensors(family, state)

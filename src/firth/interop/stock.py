@@ -140,7 +140,7 @@ def stock_head(
 
 
 def _head_form(config: ModelConfig) -> dict[str, Any]:
-    if config.norm == "pre":
+    if getattr(config, "norm", "post") == "pre":
         return {"activation": "gelu", "norm_eps": config.norm_eps, "dense_bias": False}
     activation = "relu" if stock_family(config) == "distilbert" else "tanh"
     return {"activation": activation, "norm_eps": None, "dense_bias": True}

@@ -1,16 +1,26 @@
 """Networks that give every layer's hidden states."""
 
+from typing import Any
+
+from firth.models.awd_lstm import AWDLSTM, AWDLSTMConfig
 from firth.models.bert import SIZES, Bert, BertConfig
+from firth.models.elmo import Elmo, ElmoConfig
 from firth.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from firth.models.gpt import GPT, GPTConfig
+from firth.models.static import Static, StaticConfig
 
-ModelConfig = BertConfig | GPTConfig | EncoderDecoderConfig
-LanguageModelNetwork = Bert | GPT | EncoderDecoder
+ModelConfig = (
+    BertConfig | GPTConfig | EncoderDecoderConfig | ElmoConfig | AWDLSTMConfig | StaticConfig
+)
+LanguageModelNetwork = Bert | GPT | EncoderDecoder | Elmo | AWDLSTM | Static
 
 MODELS: dict[str, tuple[type[ModelConfig], type[LanguageModelNetwork]]] = {
     "BertConfig": (BertConfig, Bert),
     "GPTConfig": (GPTConfig, GPT),
     "EncoderDecoderConfig": (EncoderDecoderConfig, EncoderDecoder),
+    "ElmoConfig": (ElmoConfig, Elmo),
+    "AWDLSTMConfig": (AWDLSTMConfig, AWDLSTM),
+    "StaticConfig": (StaticConfig, Static),
 }
 """Name of a configuration to its class and its network."""
 
@@ -19,19 +29,26 @@ def build(config: ModelConfig, *, pooler: bool = False) -> LanguageModelNetwork:
     """A network of this shape with fresh weights; `pooler` is BERT's."""
     if isinstance(config, BertConfig):
         return Bert(config, pooler=pooler)
-    return GPT(config) if isinstance(config, GPTConfig) else EncoderDecoder(config)
+    network: Any = MODELS[type(config).__name__][1]
+    return network(config)
 
 
 __all__ = [
+    "AWDLSTM",
     "GPT",
     "MODELS",
     "SIZES",
+    "AWDLSTMConfig",
     "Bert",
     "BertConfig",
+    "Elmo",
+    "ElmoConfig",
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "GPTConfig",
     "LanguageModelNetwork",
     "ModelConfig",
+    "Static",
+    "StaticConfig",
     "build",
 ]

@@ -133,6 +133,11 @@ class _Dropout(torch.autograd.Function):
         return (grads[0] * mask).mul_(ctx.scale), None
 
 
+def dropped(x: Tensor, rate: float) -> Tensor:
+    """`x` with a share `rate` of its entries set to zero, and the others scaled up."""
+    return _Dropout.apply(x, rate) if rate > 0 else x  # type: ignore[return-value]
+
+
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014); `add` fuses it with the residual sum that follows it."""
 
@@ -145,7 +150,7 @@ class Dropout(nn.Module):
         return self.training and self.rate > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Dropout.apply(x, self.rate) if self.active else x  # type: ignore[return-value]
+        return dropped(x, self.rate) if self.active else x
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
         """The sum residual + dropout(x)."""

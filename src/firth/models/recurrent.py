@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from firth.models.layers import Dropout
+from firth.device import round_rows
+from firth.models.layers import Dropout, dropped, round_up
 
 Kind = Literal["lstm", "gru", "tanh"]
 
@@ -67,6 +68,37 @@ class State(NamedTuple):
     """(B, H)."""
 
 
+@dataclass
+class RecurrentCache:
+    """The state behind the tokens that were read, so that the next one costs one step."""
+
+    backward: bool = False
+    """Whether tokens come from right to left, each in front of those before."""
+    states: list[State] | None = None
+    """Of each layer; None before the first token."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these sequences, in this order; a beam may repeat one."""
+        if self.states is not None:
+            self.states = [State(one.hidden[rows], one.cell[rows]) for one in self.states]
+
+
+def handed_on(states: list[State]) -> dict[str, Tensor]:
+    """Layers' states by name, cut off from what led to them (truncated BPTT)."""
+    return {
+        f"{i}.{name}": value.detach().float()
+        for i, state in enumerate(states)
+        for name, value in state._asdict().items()
+    }
+
+
+def taken_up(carried: dict[str, Tensor]) -> list[State] | None:
+    """The states that `handed_on` named; None where there are none."""
+    count = len(carried) // len(State._fields)
+    found = [State(carried[f"{i}.hidden"], carried[f"{i}.cell"]) for i in range(count)]
+    return found or None
+
+
 class _Scan(torch.autograd.Function):
     """The recurrence of an LSTM layer, with its gradient written out.
 
@@ -87,70 +119,75 @@ class _Scan(torch.autograd.Function):
         projection_clip: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gates in the order i, f, o, g; see `lstm`."""
-        rows, size = inputs.shape[0], cell.shape[1]
-        wide = torch.promote_types(inputs.dtype, torch.float32)
-        gates = torch.empty(rows, 4 * size, dtype=wide, device=inputs.device)
+        rows, size, width = inputs.shape[0], cell.shape[1], recurrent.shape[1]
+        device, dtype = inputs.device, inputs.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        gates = torch.empty(rows, 4 * size, dtype=wide, device=device)
         before, cells = (gates.new_empty(rows, size) for _ in range(2))
-        raw = inputs.new_empty(rows, size) if projection is not None else None
-        width = recurrent.shape[1]
-        entering, outputs = inputs.new_empty(rows, width), inputs.new_empty(rows, width)
-        last_hidden, last_cell = hidden.to(inputs.dtype, copy=True), cell.to(wide, copy=True)
+        raw = inputs.new_zeros(rows, size) if projection is not None else None
+        entering, outputs = (inputs.new_zeros(rows, width) for _ in range(2))
+        # Products take a round number of rows (see `round_rows`); those to spare are not used.
+        places = round_rows(sizes[0] if sizes else 0, device)
+        last_hidden, spare = (inputs.new_zeros(places, n) for n in (width, size))
+        last_hidden[: len(hidden)], last_cell = hidden, cell.to(wide, copy=True)
         transposed, begin = recurrent.t(), 0
         for count in sizes:
-            now = slice(begin, begin + count)
+            now, taken = slice(begin, begin + count), round_rows(count, device)
             entering[now], before[now] = last_hidden[:count], last_cell[:count]
             gate = gates[now]
-            gate.copy_(torch.addmm(inputs[now], entering[now], transposed))
+            torch.add(inputs[now], torch.mm(last_hidden[:taken], transposed)[:count], out=gate)
             gate[:, : 3 * size].sigmoid_()
             gate[:, 3 * size :].tanh_()
             i, f, o, g = gate.split(size, dim=1)
             state = torch.mul(f, before[now], out=cells[now]).addcmul_(i, g)
             if cell_clip:
                 state.clamp_(-cell_clip, cell_clip)
-            state_out = (o * state.tanh()).to(inputs.dtype)
+            output = o * state.tanh()
             if projection is not None and raw is not None:
-                raw[now] = state_out
-                state_out = torch.mm(state_out, projection.t())
+                raw[now] = spare[:count] = output
+                output = torch.mm(spare[:taken], projection.t())[:count]
                 if projection_clip:
-                    state_out.clamp_(-projection_clip, projection_clip)
-            outputs[now] = state_out
-            last_hidden[:count], last_cell[:count] = state_out, state
+                    output.clamp_(-projection_clip, projection_clip)
+            outputs[now] = last_hidden[:count] = output
+            last_cell[:count] = state
             begin += count
         ctx.save_for_backward(recurrent, projection, gates, before, cells, raw, entering, outputs)
         ctx.sizes, ctx.clips = sizes, (cell_clip, projection_clip)
-        return outputs, last_hidden, last_cell
+        return outputs, last_hidden[: len(hidden)].clone(), last_cell
 
     @staticmethod
     def backward(ctx: Any, d_outputs: Tensor, d_hidden: Tensor, d_cell: Tensor):  # type: ignore[override]
         """Back through time, from the last step to the first."""
         recurrent, projection, gates, before, cells, raw, entering, outputs = ctx.saved_tensors
         cell_clip, projection_clip = ctx.clips
-        size, dtype = cells.shape[1], recurrent.dtype
-        d_gates = torch.empty(gates.shape, dtype=dtype, device=gates.device)
-        d_projected = torch.empty_like(outputs) if projection is not None else None
+        size, dtype, device = cells.shape[1], recurrent.dtype, cells.device
+        places = round_rows(len(d_hidden), device)
+        d_gates = torch.zeros(gates.shape, dtype=dtype, device=device)
+        spare = d_gates.new_zeros(places, 4 * size)
+        d_projected = torch.zeros_like(outputs) if projection is not None else None
+        spare_out = outputs.new_zeros(places, outputs.shape[1])
         # The states of sequences that have ended keep their gradient from outside.
         d_h, d_c = d_hidden.to(cells.dtype, copy=True), d_cell.clone()
-        end = gates.shape[0]
+        end = sum(ctx.sizes)
         for count in reversed(ctx.sizes):
-            now = slice(end - count, end)
+            now, taken = slice(end - count, end), round_rows(count, device)
             grad = d_h[:count] + d_outputs[now]
             if projection is not None and d_projected is not None:
                 if projection_clip:
                     grad *= outputs[now].abs() < projection_clip
-                d_projected[now] = grad
-                grad = torch.mm(d_projected[now], projection).to(cells.dtype)
+                d_projected[now] = spare_out[:count] = grad
+                grad = torch.mm(spare_out[:taken], projection)[:count].to(cells.dtype)
             i, f, o, g = gates[now].split(size, dim=1)
             tanh = cells[now].tanh()
             grad_c = torch.addcmul(d_c[:count], grad * o, 1 - tanh * tanh)
             if cell_clip:
                 grad_c *= cells[now].abs() < cell_clip
             d_gate = torch.cat([grad_c * g, grad_c * before[now], grad * tanh, grad_c * i], dim=1)
-            activated = gates[now]
-            sigmoid = activated[:, : 3 * size]
+            sigmoid = gates[now, : 3 * size]
             d_gate[:, : 3 * size] *= sigmoid * (1 - sigmoid)
             d_gate[:, 3 * size :] *= 1 - g * g
-            d_gates[now] = d_gate
-            d_h[:count] = torch.mm(d_gates[now], recurrent)
+            d_gates[now] = spare[:count] = d_gate
+            d_h[:count] = torch.mm(spare[:taken], recurrent)[:count]
             d_c[:count] = grad_c * f
             end -= count
         d_recurrent = torch.mm(d_gates.t(), entering)
@@ -176,7 +213,8 @@ def lstm(
     projected, are clipped to their range as ELMo does (Peters et al. 2018, its implementation).
 
     Args:
-        inputs: (N, 4H) W x + b, step by step (see `Steps`), in the order i, f, o, g.
+        inputs: (R, 4H) W x + b, step by step (see `Steps`), in the order i, f, o, g; behind the
+            N rows of tokens any number of spare ones.
         recurrent: (4H, P) the matrix U.
         projection: (P, H) the matrix R, or None (then P is H).
         state: what comes before the first step, in the order of a step's places.
@@ -185,7 +223,7 @@ def lstm(
         projection_clip: the same of a projected output.
 
     Returns:
-        (N, P) outputs step by step, and the state behind the last step of each sequence.
+        (R, P) outputs step by step, and the state behind the last step of each sequence.
     """
     dtype = inputs.dtype
     outputs, hidden, cell = _Scan.apply(
@@ -238,7 +276,7 @@ class LSTMLayer(nn.Module):
         self.recurrent = nn.Parameter(torch.empty(4 * size, hidden_size))
         self.projection = nn.Parameter(torch.empty(hidden_size, size)) if cell_size else None
         self.bias = nn.Parameter(torch.empty(4 * size))
-        self.dropout = Dropout(weight_dropout)
+        self.weight_dropout = weight_dropout
         self.reset_parameters()
 
     @torch.no_grad()
@@ -268,12 +306,12 @@ class LSTMLayer(nn.Module):
             (N, P) packed outputs, and the state behind each sequence's last step.
         """
         state = self.begin(len(steps.slots)) if state is None else state
-        inputs = F.linear(x.index_select(0, steps.order), self.weight, self.bias)
+        inputs = F.linear(round_up(x.index_select(0, steps.order)), self.weight, self.bias)
         placed = State(state.hidden[steps.slots], state.cell[steps.slots])
-        recurrent = self.dropout(self.recurrent)
+        rate = self.weight_dropout if self.training else 0.0
         outputs, last = lstm(
             inputs,
-            recurrent,
+            dropped(self.recurrent, rate),
             self.projection,
             placed,
             steps.sizes,

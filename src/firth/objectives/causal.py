@@ -1,10 +1,11 @@
-"""Causal language modelling: every token is predicted from those before it."""
+"""Causal language modelling: every token is predicted from those before it, or from those after."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from firth.objectives.prediction import cross_entropy
 from firth.protocols import Batch, Loss, Sequences
@@ -15,36 +16,113 @@ class CausalLM:
     """The left-to-right language model (Radford et al. 2018, eq. 1): sum_i log P(u_i | u_<i).
 
     The first token of a sequence is given; each other one is predicted from the state at the token
-    before it, the closing token only where the document ends there.
+    before it, the closing token only where the document ends there. Of streams, every token is
+    predicted.
     """
 
     predicts: ClassVar[str] = "of the next token"
     """What its perplexity is about."""
-    models: ClassVar[tuple[str, ...]] = ("GPTConfig",)
+    models: ClassVar[tuple[str, ...]] = ("GPTConfig", "AWDLSTMConfig")
     """Configurations of the networks that can learn it."""
     spare: ClassVar[int] = 0
     """Tokens that it adds to each sequence."""
 
+    backward: bool = False
+    """Right to left instead: sum_i log P(u_i | u_>i)."""
+    ar: float = 0.0
+    """alpha of the activation regularisation of recurrent models, alpha mean(m * h_t)^2, of the
+    last layer's states behind their dropout (Merity et al. 2018, section 4.7)."""
+    tar: float = 0.0
+    """beta of their temporal activation regularisation, beta mean(h_t - h_{t+1})^2."""
+
     def for_validation(self) -> "CausalLM":
-        """The same objective."""
-        return self
+        """The same objective without what regularises."""
+        return replace(self, ar=0.0, tar=0.0)
 
     def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
         """Nothing is corrupted; `targets` are the next tokens."""
-        idle = np.zeros(len(sequences.ids), dtype=bool)
-        ends = sequences.starts[1:]
-        idle[ends - 1] = True
-        if sequences.ends_document is not None:
-            idle[ends[~sequences.ends_document] - 2] = True
+        ids, starts = sequences.ids, sequences.starts
+        edge = starts[:-1] if self.backward else starts[1:] - 1
+        after = np.roll(ids, 1 if self.backward else -1)
+        idle = np.zeros(len(ids), dtype=bool)
+        if sequences.beyond is None:
+            idle[edge] = True
+        else:
+            after[edge] = sequences.beyond
+        if sequences.ends_document is not None and not self.backward:
+            idle[edge[~sequences.ends_document] - 1] = True
         at = np.flatnonzero(~idle)
         return Batch(
-            input_ids=torch.from_numpy(sequences.ids),
-            starts=torch.from_numpy(sequences.starts),
-            prefix=torch.zeros(len(ends), dtype=torch.int64),
+            input_ids=torch.from_numpy(ids),
+            starts=torch.from_numpy(starts),
+            prefix=torch.zeros(len(starts) - 1, dtype=torch.int64),
             predict_at=torch.from_numpy(at),
-            targets=torch.from_numpy(sequences.ids[at + 1]),
+            targets=torch.from_numpy(after[at]),
+            continues=sequences.continues,
+            rate=sequences.rate,
         )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
-        """Cross-entropy at the predicted positions."""
-        return cross_entropy(model, batch)
+        """Cross-entropy at the predicted positions, and what regularises the states."""
+        if not (self.ar or self.tar):
+            return cross_entropy(model, batch)
+        output = model(batch, hidden_states=True)
+        assert batch.predict_at is not None
+        assert batch.targets is not None
+        hidden = output.last.index_select(0, batch.predict_at)
+        total, count = model.prediction_loss(hidden, batch.targets), batch.num_predictions
+        size = model.regularised_size
+        rough = output.last[:, :size].float().square().mean()
+        jumps = _jumps(output.hidden_states[-1][:, :size], batch.starts)
+        penalty = (self.ar * rough + self.tar * jumps) * count
+        return Loss(total + penalty, count, {"cross_entropy": total, "regularisation": penalty})
+
+
+def _jumps(hidden: Tensor, starts: Tensor) -> Tensor:
+    """Mean square of the difference between neighbouring states of a sequence."""
+    inner = torch.ones(len(hidden) - 1, dtype=torch.bool)
+    inner[starts[1:-1] - 1] = False
+    differences = hidden.float().diff(dim=0)[inner.to(hidden.device)]
+    return differences.square().mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BidirectionalLM:
+    """Two language models at once (Peters et al. 2018, section 3.1).
+
+        1/2 sum_k [log p(t_k | t_1 ... t_{k-1}) + log p(t_k | t_{k+1} ... t_N)]
+
+    Its perplexity is the exponential of the mean of both losses, which are named in the log.
+    """
+
+    predicts: ClassVar[str] = "of the next and the previous word"
+    models: ClassVar[tuple[str, ...]] = ("ElmoConfig",)
+    spare: ClassVar[int] = 0
+
+    def for_validation(self) -> "BidirectionalLM":
+        """The same objective; the softmax is the full one outside training."""
+        return self
+
+    def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
+        """`targets` are the next words; the words themselves are those before their next ones."""
+        return replace(CausalLM().prepare(sequences, rng), prefix=None)
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """The mean of both directions' cross-entropy.
+
+        The word at `predict_at` is what the backward model predicts from the state behind it.
+        """
+        at, targets = batch.predict_at, batch.targets
+        assert at is not None
+        assert targets is not None
+        hidden = model(batch).last
+        forward = model.prediction_loss(hidden.index_select(0, at), targets)
+        edge = torch.zeros(len(hidden), dtype=torch.bool)
+        edge[batch.starts[1:] - 1] = True
+        inner = at[~edge.to(at.device)[at]]  # what follows the others is not read here
+        back = model.prediction_loss(
+            hidden.index_select(0, inner + 1), batch.input_ids[inner], backward=True
+        )
+        back = back * (len(at) / max(1, len(inner)))
+        parts = {"forward": forward, "backward": back}
+        return Loss((forward + back) / 2, batch.num_predictions, parts)

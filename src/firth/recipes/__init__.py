@@ -7,7 +7,9 @@ from firth.errors import ConfigError
 from firth.recipes.decoders import gpt, gpt1, gpt2, hybrid
 from firth.recipes.encoder_decoders import t5, transformer
 from firth.recipes.encoders import bert, bert_nsp, modern_bert, roberta, spanbert
+from firth.recipes.recurrent import awd_lstm, awd_lstm_2018, elmo
 from firth.recipes.settings import DataSettings, Recipe, TokenizerSettings
+from firth.recipes.static import fasttext, glove, word2vec
 
 RECIPES = {
     "bert": bert,
@@ -21,6 +23,12 @@ RECIPES = {
     "hybrid": hybrid,
     "transformer": transformer,
     "t5": t5,
+    "elmo": elmo,
+    "awd-lstm": awd_lstm,
+    "awd-lstm-2018": awd_lstm_2018,
+    "word2vec": word2vec,
+    "glove": glove,
+    "fasttext": fasttext,
 }
 """Name of a system to its recipe."""
 

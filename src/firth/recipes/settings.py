@@ -7,8 +7,16 @@ from typing import Any, Literal
 
 from firth.config import merge, nested
 from firth.errors import ConfigError
-from firth.models import BertConfig, EncoderDecoderConfig, GPTConfig, ModelConfig
+from firth.models import (
+    AWDLSTMConfig,
+    BertConfig,
+    ElmoConfig,
+    EncoderDecoderConfig,
+    GPTConfig,
+    ModelConfig,
+)
 from firth.objectives import (
+    CausalLM,
     Hybrid,
     MaskedLM,
     Objective,
@@ -21,7 +29,7 @@ from firth.training import BUDGETS, Training
 
 logger = logging.getLogger(__name__)
 
-Packing = Literal["documents", "full"]
+Packing = Literal["documents", "full", "streams"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,11 @@ class DataSettings:
     """Longest training sequence in tokens, special tokens included."""
     packing: Packing = "documents"
     """A sequence holds text of one document, or ("full") goes on with the next document, behind a
-    separator (Liu et al. 2019, section 4.2, full-sentences)."""
+    separator (Liu et al. 2019, section 4.2, full-sentences), or ("streams") the whole text is cut
+    into batch_tokens / max_length streams, of which each step takes the next max_length tokens, for
+    recurrent models, which go on from the state they are in."""
+    vary: bool = False
+    """Vary the length that a step takes of streams (Merity et al. 2018, section 5)."""
     spans: str = "none"
     """Spans of the text that an objective masks as a whole: "names" (capitalised words), "salient"
     (names and dates), or a file of phrases or marked texts (`firth.text.annotations.annotator`)."""
@@ -108,9 +120,12 @@ class Recipe:
 
     def with_vocabulary(self, size: int) -> "Recipe":
         """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have."""
+        model = self.model
+        if isinstance(model, ElmoConfig):
+            model = replace(model, output_size=min(size, model.output_size), vocab_size=size)
         return replace(
             self,
-            model=replace(self.model, vocab_size=size),
+            model=replace(model, vocab_size=size),
             tokenizer=replace(self.tokenizer, vocab_size=size),
         )
 
@@ -136,6 +151,7 @@ def _check_objective(recipe: Recipe) -> None:
             "model.boundary_places to 15, or start from the recipe spanbert"
         )
     _check_spans(recipe)
+    _check_recurrent(recipe)
     if not isinstance(objective, SentencePairs):
         return
     if not (encoder and model.pair_head):
@@ -162,6 +178,30 @@ def _check_prefix(objective: Objective, model: ModelConfig) -> None:
         raise ConfigError(
             f"model.whole_prompts is {model.whole_prompts}; set it to {prefix}: a decoder reads "
             "prompts in both directions if it is trained with PrefixLM, and only then"
+        )
+
+
+def _check_recurrent(recipe: Recipe) -> None:
+    """Streams and their settings are for models that carry a state."""
+    model, objective, streams = recipe.model, recipe.objective, recipe.data.packing == "streams"
+    recurrent = isinstance(model, ElmoConfig | AWDLSTMConfig)
+    if streams and not recurrent:
+        raise ConfigError(
+            "data.packing streams is for recurrent models, which carry their state from step to "
+            "step; use documents or full"
+        )
+    if streams and recipe.training.accumulation > 1:
+        raise ConfigError("data.packing streams needs training.accumulation to be 1")
+    if recipe.data.vary and not streams:
+        raise ConfigError("data.vary is for streams; set data.packing to streams, or leave it out")
+    if not isinstance(objective, CausalLM):
+        return
+    if (objective.ar or objective.tar) and not isinstance(model, AWDLSTMConfig):
+        raise ConfigError("objective.ar and objective.tar regularise AWDLSTMConfig; leave them out")
+    if objective.backward != (isinstance(model, AWDLSTMConfig) and model.backward):
+        raise ConfigError(
+            f"objective.backward is {objective.backward}; model.backward must be the same (only an "
+            "AWD-LSTM can be trained from right to left)"
         )
 
 

@@ -81,6 +81,15 @@ def train_backend(
     return _finish(kind, learner, normalizer, sentinels)
 
 
+def backend_of_words(words: Sequence[str]) -> Tokenizer:
+    """A word-level tokenizer with these words behind the special tokens."""
+    parts, normalizer = KINDS["word"], _normalizer("word", False, False)
+    entries = dict.fromkeys([*parts.special.values(), *words])
+    vocabulary = {token: i for i, token in enumerate(entries)}
+    learner = _assemble(parts, models.WordLevel(vocabulary, unk_token="[UNK]"), normalizer)
+    return _finish("word", learner, normalizer, 0)
+
+
 def sample_documents(documents: Iterable[str], max_bytes: int) -> list[str]:
     """Documents spread evenly over all, at most `max_bytes` of UTF-8, in one pass.
 

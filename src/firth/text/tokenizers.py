@@ -22,7 +22,7 @@ from firth.atomic import write_text
 from firth.errors import CheckpointError, ConfigError
 from firth.protocols import ABSENT, Encoding, Text, Vocabulary
 from firth.text.special_tokens import CONFIG_FILE, ROLES, find_vocabulary
-from firth.text.tokenizer_training import train_backend
+from firth.text.tokenizer_training import backend_of_words, train_backend
 from firth.text.word_cache import WordCache
 from firth.text.words import WordReader, Words, not_unicode
 
@@ -107,6 +107,11 @@ class Tokenizer:
             sentinels=sentinels,
         )
         return cls(backend.to_str())
+
+    @classmethod
+    def of_words(cls, words: Sequence[str]) -> "Tokenizer":
+        """One whose vocabulary is these words, behind the special tokens."""
+        return cls(backend_of_words(words).to_str())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

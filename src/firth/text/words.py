@@ -27,9 +27,12 @@ class Words:
 
     Args:
         vocabulary: the words of ids 0, 1, ...
+        first: the id that opens a sequence; what stands there is no word.
+        last: the id that closes one.
     """
 
-    def __init__(self, vocabulary: Sequence[str]) -> None:
+    def __init__(self, vocabulary: Sequence[str], *, first: int, last: int) -> None:
+        self.first, self.last = first, last
         self._words = list(vocabulary)
         self._ids = {word: i for i, word in enumerate(self._words)}
 
@@ -75,7 +78,8 @@ class WordReader:
             known = [""] * self._vocabulary.size
             for name, index in names.items():
                 known[index] = name
-            self._open = Words(known)
+            ends = self._vocabulary
+            self._open = Words(known, first=ends.first, last=ends.last)
         return self._open
 
     def token(self, index: int) -> str | None:

@@ -3,6 +3,7 @@
 RUN/checkpoints/step-00001200/model.safetensors      weights, by the model's own names
                               optimizer.safetensors  moments, as optimizer.parameter.name
                               average.safetensors    averaged weights, where they are kept
+                              streams.safetensors    states of a recurrent model's streams
                               state.json             step, tokens and what the caller adds
 RUN/checkpoints/last, best                           names of directories
 """
@@ -45,7 +46,9 @@ def save(run: Path, state: State, record: dict[str, Any], *, best: bool = False)
         "optimizer.safetensors": _optimizer_tensors(state.optimizers),
     }
     if state.average is not None:
-        files["average.safetensors"] = state.average.weights
+        files["average.safetensors"] = state.average.tensors()
+    if carried := _carried(state):
+        files["streams.safetensors"] = carried
     size = sum(t.numel() * t.element_size() for tensors in files.values() for t in tensors.values())
     need_space(folder, int(1.1 * size) + 1_000_000, "a checkpoint")
 
@@ -98,8 +101,9 @@ def restore(path: Path, state: State) -> dict[str, Any]:
         state.model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
         _load_optimizers(state.optimizers, load_file(path / "optimizer.safetensors"))
         if state.average is not None:
-            for name, tensor in load_file(path / "average.safetensors").items():
-                state.average.weights[name].copy_(tensor)
+            state.average.restore(load_file(path / "average.safetensors"))
+        if (path / "streams.safetensors").is_file():
+            _carried(state).update(load_file(path / "streams.safetensors"))
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit this model and optimizer: {error}") from error
     state.step, state.tokens = record["step"], record["tokens"]
@@ -110,6 +114,11 @@ def load_weights(path: Path, *, averaged: bool) -> dict[str, Tensor]:
     """The weights of a checkpoint, the averaged ones if asked for and kept."""
     average = path / "average.safetensors"
     return load_file(average if averaged and average.is_file() else path / "model.safetensors")
+
+
+def _carried(state: State) -> dict[str, Tensor]:
+    """What a recurrent model hands on from one training step to the next."""
+    return getattr(state.model, "carried", {True: {}})[True]
 
 
 def _optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -15,7 +15,13 @@ from firth.device import Precision, compute_dtype, computing
 from firth.errors import ConfigError
 from firth.protocols import Batch, BatchAt, Trainable
 from firth.training.distributed import Ranks, add_up, add_up_gradients
-from firth.training.optimizers import AdamW, Optimizer, WeightAverage, set_learning_rates
+from firth.training.optimizers import (
+    AdamW,
+    NonMonotoneAverage,
+    Optimizer,
+    WeightAverage,
+    set_learning_rates,
+)
 from firth.training.schedules import Schedule
 
 BUDGETS = ("steps", "tokens", "epochs", "minutes")
@@ -39,6 +45,9 @@ class Training:
     """Largest gradient norm; 0 for none."""
     average: float = 0.0
     """Decay of the exponential moving average of the weights; 0 for none."""
+    nonmonotone: int = 0
+    """Validations after which, if none of them improved, the plain average of the weights begins
+    (NT-ASGD, Merity et al. 2018, section 3; 5 there); 0 for no such average."""
     precision: Precision = "auto"
     compile: bool = False
     seed: int = 0
@@ -55,6 +64,8 @@ class Training:
         for name in given:
             if getattr(self, name) <= 0 or (name == "steps" and getattr(self, name) < 1):
                 raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 1")
+        if self.average and self.nonmonotone:
+            raise ConfigError("give training.average or training.nonmonotone, not both")
         for name in ("batch_tokens", "accumulation", "log_every", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 1")
@@ -99,6 +110,8 @@ class State:
     def begin(model: nn.Module, training: Training) -> "State":
         """The state before the first step."""
         average = WeightAverage(model, training.average) if training.average else None
+        if training.nonmonotone:
+            average = NonMonotoneAverage(model, training.nonmonotone)
         return State(model, training.optimizer.build(model.named_parameters()), average)
 
 
@@ -134,7 +147,7 @@ def steps(
     state.model.train()
     begin = time.perf_counter()
     for batch in _ahead(batches, state.step, total_steps, training.workers):
-        factor = training.schedule(state.step, total_steps)
+        factor = training.schedule(state.step, total_steps) * batch.rate
         rate = set_learning_rates(state.optimizers, factor)
         total, parts = _accumulate(model, objective, batch, training, state.step, ranks)
         add_up_gradients(state.model, ranks)

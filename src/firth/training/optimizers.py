@@ -1,10 +1,10 @@
-"""AdamW, and Muon for matrices with AdamW for the rest; which parameters decay."""
+"""AdamW, Muon for matrices with AdamW for the rest, Adagrad, SGD; averages of weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
@@ -72,7 +72,34 @@ class Muon:
         return [muon, *rest]
 
 
-Optimizer = AdamW | Muon
+@dataclass(frozen=True, kw_only=True)
+class Adagrad:
+    """Adagrad (Duchi et al. 2011), which ELMo was trained with: w -= lr g / sqrt(sum of g^2)."""
+
+    lr: float = 0.2
+    initial: float = 1.0
+    """What the sums of squares begin with."""
+
+    def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
+        """See `AdamW.build`."""
+        groups = [{"params": [p for _, p in parameters if p.requires_grad], "peak_lr": self.lr}]
+        return [torch.optim.Adagrad(groups, lr=self.lr, initial_accumulator_value=self.initial)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Plain stochastic gradient descent; with `Training.nonmonotone` it is NT-ASGD."""
+
+    lr: float = 30.0
+    weight_decay: float = 1.2e-6
+
+    def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
+        """See `AdamW.build`."""
+        groups = [{"params": [p for _, p in parameters if p.requires_grad], "peak_lr": self.lr}]
+        return [torch.optim.SGD(groups, lr=self.lr, weight_decay=self.weight_decay)]
+
+
+Optimizer = AdamW | Muon | Adagrad | SGD
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
@@ -101,8 +128,71 @@ class WeightAverage:
         self.decay = decay
         self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
 
+    def notice(self, loss: float) -> None:
+        """Takes note of a validation loss."""
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        """Takes in the weights after a step."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [p.detach() for _, p in model.named_parameters()]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)  # type: ignore[attr-defined]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint must keep."""
+        return self.weights
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `tensors` gave."""
+        for name, tensor in tensors.items():
+            self.weights[name].copy_(tensor)
+
+
+class NonMonotoneAverage(WeightAverage):
+    """The mean of all weights since validation stopped improving (Merity et al. 2018, algorithm 1).
+
+    Averaging begins when a validation loss is worse than the best of those more than `patience`
+    validations ago; until then the average is the current weights.
+    """
+
+    _LOSSES, _COUNT = "nonmonotone.losses", "nonmonotone.count"
+
+    def __init__(self, model: nn.Module, patience: int) -> None:
+        super().__init__(model, decay=0.0)
+        self.patience = patience
+        self.losses: list[float] = []
+        self.count: int | None = None
+        """Steps that are averaged; None before averaging begins."""
+
+    def notice(self, loss: float) -> None:
+        """See the class."""
+        earlier = self.losses[: -self.patience]
+        if self.count is None and earlier and loss > min(earlier):
+            self.count = 0
+        self.losses.append(loss)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Takes in the weights after a step."""
+        share = 1.0
+        if self.count is not None:
+            self.count += 1
+            share = 1.0 / self.count
+        current = [p.detach() for _, p in model.named_parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), current, share)  # type: ignore[attr-defined]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint must keep."""
+        return {
+            **self.weights,
+            self._LOSSES: torch.tensor(self.losses, dtype=torch.float64),
+            self._COUNT: torch.tensor(-1 if self.count is None else self.count),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `tensors` gave."""
+        own = (self._LOSSES, self._COUNT)
+        super().restore({name: one for name, one in tensors.items() if name not in own})
+        self.losses = tensors[self._LOSSES].tolist()
+        count = int(tensors[self._COUNT])
+        self.count = None if count < 0 else count

@@ -246,6 +246,8 @@ def _evaluate(
         loss = sum(losses.values()) / len(losses)
         lines = run.sample(state.model) if run.sample and run.ranks.first else []
     record["valid_loss"] = loss
+    if state.average is not None:
+        state.average.notice(loss)
     better = loss < record["best_loss"]
     record["best_loss"] = min(loss, record["best_loss"])
     if tracker:

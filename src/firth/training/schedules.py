@@ -20,9 +20,19 @@ class Schedule:
     | inverse_sqrt | sqrt(w / t)                                          | Vaswani et al. 2017 |
     | trapezoid    | 1, then linear to `floor` over the last `decay` of T | Zhai et al. 2022    |
     | constant     | 1                                                    |                     |
+
+    The shape slanted rises from `floor` instead of 0, and falls back to it in a line (Howard and
+    Ruder 2018, eq. 3, with cut_frac = warmup, ratio = 1 / floor, cut = floor(T cut_frac)):
+
+        p = step / cut before cut, then 1 - (step - cut) / (T - cut);  floor + (1 - floor) p
+
+    The paper writes cut (1 / cut_frac - 1) for T - cut: the same where T cut_frac is whole, and
+    below `floor` at the end where it is not.
     """
 
-    shape: Literal["linear", "cosine", "inverse_sqrt", "trapezoid", "constant"] = "linear"
+    shape: Literal["linear", "cosine", "inverse_sqrt", "trapezoid", "constant", "slanted"] = (
+        "linear"
+    )
     warmup: float = 0.06
     """Steps of warm-up if 1 or more, a share of all steps if less."""
     decay: float = 0.4
@@ -43,6 +53,8 @@ class Schedule:
 
     def __call__(self, step: int, total: int) -> float:
         """The factor at `step` (from 0) of `total`."""
+        if self.shape == "slanted":
+            return self._slanted(step, total)
         warm = self.warmup_steps(total)
         t = step + 1
         if t <= warm:
@@ -58,3 +70,8 @@ class Schedule:
             left = (total - t) / (self.decay * total)
             return self.floor + (1 - self.floor) * min(1.0, max(0.0, left))
         return 1.0
+
+    def _slanted(self, step: int, total: int) -> float:
+        cut = int(self.warmup) if self.warmup >= 1 else int(self.warmup * total)
+        p = step / cut if step < cut else 1 - (step - cut) / max(1, total - cut)
+        return self.floor + (1 - self.floor) * max(0.0, p)

@@ -1,0 +1,115 @@
+"""The corpus as parallel streams that are read on and on: truncated back-propagation through time.
+
+The text is cut into B equal streams; a step takes the next stretch of each, and a recurrent model
+goes on from the state in which the step before left it.
+"""
+
+import numpy as np
+
+from firth.errors import ConfigError, DataError
+from firth.protocols import Sequences, Vocabulary
+from firth.text.batches import TokenSource, random_stream
+
+_LENGTHS, _PHASE = 4, 5
+
+
+class StreamedSequences:
+    """batch(step) of B parallel streams, as a pure function of the step.
+
+    With `vary`, the length of a stretch is drawn anew in each step (Merity et al. 2018, section 5):
+    normal with deviation 5 around `length`, or around half of it with probability 0.05; the step's
+    learning rate is scaled by its share of `length`. The lengths of an epoch are scaled to fill it,
+    so that all epochs have as many steps. Each epoch begins at another place of the text.
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        vocabulary: Vocabulary,
+        *,
+        streams: int,
+        length: int,
+        seed: int,
+        vary: bool = False,
+        shift: bool = True,
+        backward: bool = False,
+    ) -> None:
+        """Cuts a text into streams.
+
+        Args:
+            source: of one document (see `firth.text.joined.JoinedDocuments`).
+            vocabulary: of its tokens.
+            streams: B; fewer where the text has not so many stretches.
+            length: tokens of each stream in a step.
+            seed: of lengths and places.
+            vary: draw the lengths.
+            shift: begin each epoch at another place.
+            backward: read each stream from its end to its beginning.
+
+        Raises:
+            ConfigError: if a stretch or the number of streams is less than one.
+            DataError: if there is less text than one step takes.
+        """
+        if streams < 1 or length < 1:
+            raise ConfigError(f"{streams} streams of {length} tokens a step; expected at least 1")
+        self.source, self.vocabulary = source, vocabulary
+        total = int(source.document_starts[-1])
+        streams = min(streams, max(1, (total - 1) // length))
+        self.streams, self.length, self.seed = streams, length, seed
+        self.vary, self.shift, self.backward = vary, shift, backward
+        self.total, self.span = total, (total - 1) // streams
+        """The last token of a stream is only predicted, never read."""
+        if self.span < length:
+            raise DataError(
+                f"{total:,} tokens are too few for one step of {length}; give more text, or lower "
+                "data.max_length"
+            )
+        self.steps_per_epoch = max(1, round(self.span / (length * (0.975 if vary else 1.0))))
+        self._plans: dict[int, np.ndarray] = {}
+
+    def sequences(self, step: int, progress: float = 0.0) -> Sequences:
+        """The stretches of one step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        borders = self._borders(epoch)
+        low, high = int(borders[place]), int(borders[place + 1])
+        phase = 0
+        if self.shift:
+            phase = int(random_stream(self.seed, _PHASE, epoch).integers(self.total))
+        begins = [phase + stream * self.span for stream in range(self.streams)]
+        if self.backward:
+            low, high = self.span - high + 1, self.span - low + 1
+        ids = [self._tokens(begin + low, begin + high) for begin in begins]
+        outer = low - 1 if self.backward else high
+        beyond = np.concatenate([self._tokens(b + outer, b + outer + 1) for b in begins])
+        size = high - low
+        return Sequences(
+            ids=np.concatenate(ids).astype(np.int64),
+            starts=np.arange(self.streams + 1) * size,
+            opens_word=np.ones(self.streams * size, dtype=bool),
+            vocabulary=self.vocabulary,
+            beyond=beyond.astype(np.int64),
+            continues=place > 0,
+            rate=size / self.length if self.vary else 1.0,
+            progress=progress,
+        )
+
+    def _tokens(self, begin: int, end: int) -> np.ndarray:
+        """Tokens of the text, which begins anew at its end."""
+        begin, end = begin % self.total, (end - 1) % self.total + 1
+        if begin < end:
+            return np.asarray(self.source.tokens(begin, end))
+        return np.concatenate([self.source.tokens(begin, self.total), self.source.tokens(0, end)])
+
+    def _borders(self, epoch: int) -> np.ndarray:
+        """(steps + 1) where the stretches of an epoch begin and end, in tokens of a stream."""
+        if epoch not in self._plans:
+            count = self.steps_per_epoch
+            lengths = np.full(count, float(self.length))
+            if self.vary:
+                rng = random_stream(self.seed, _LENGTHS, epoch)
+                base = np.where(rng.random(count) < 0.95, self.length, self.length / 2)
+                lengths = np.maximum(5.0, rng.normal(base, 5.0))
+            ends = np.round(np.cumsum(lengths) * (self.span / lengths.sum())).astype(np.int64)
+            kept = dict(list(self._plans.items())[-1:])
+            self._plans = {**kept, epoch: np.concatenate([[0], ends])}
+        return self._plans[epoch]
