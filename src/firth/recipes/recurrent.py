@@ -39,7 +39,7 @@ def elmo(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     parameters, without the softmax). Every word that is seen twice is spelled, the `vocab_size`
     most frequent ones are predicted; a sampled softmax in training where that saves something.
 
-    Departures, for small corpora: each document (cut to 128 words) is a sequence of its own, begun
+    Departures, for small corpora: each document (cut to 64 words) is a sequence of its own, begun
     afresh, instead of streams of 20 words a step (`data.packing streams` is the paper's way);
     AdamW with a trapezoid instead of Adagrad (`training.optimizer.type Adagrad` with a constant
     rate is the paper's); 4,096 words a batch.
@@ -57,6 +57,7 @@ def elmo(size: str = "mini", vocab_size: int = 8192) -> Recipe:
         ),
         tokenizer=TokenizerSettings(kind="word", vocab_size=max(200_000, vocab_size)),
         objective=BidirectionalLM(),
+        data=DataSettings(max_length=64),
         training=Training(
             steps=20_000,
             batch_tokens=4096,
