@@ -257,10 +257,14 @@ def lm(request, tmp_path_factory, papers) -> firth.LanguageModel:
     return firth.load(path, device="cpu", precision="float32")
 
 
+def losses_of(run) -> list[float]:
+    rows = firth.training.tracking.read_metrics(run)
+    return [row["valid_loss"] for row in rows if "valid_loss" in row]
+
+
 def test_it_learns_and_writes(lm):
     backward = lm.model.config.backward
-    rows = firth.training.tracking.read_metrics(lm.path)
-    (valid,) = [row["valid_loss"] for row in rows if "valid_loss" in row]
+    (valid,) = losses_of(lm.path)
     shards = firth.text.shards.Shards.open(lm.path / "data" / "train")
     assert valid < firth.text.shards.unigram_entropy(shards.token_counts) - 0.2
     written = lm.generate("the results of", max_tokens=4, backward=backward)
@@ -282,3 +286,51 @@ def test_states_of_all_layers(lm):
     one, other = lm.hidden_states(["the results", "the results"], stateful=True)
     assert np.abs(one.values - states.values).max() < 1e-6
     assert np.abs(other.values[1:] - one.values[1:]).max() > 1e-3
+
+
+def test_discriminative_rates():
+    """Howard and Ruder 2018, section 3.2: eta^(l-1) = eta^l / 2.6, the softmax with the top."""
+    model = small_awd()
+    training = Training(steps=1, optimizer=AdamW(lr=0.4, weight_decay=0.0), layer_decay=2.0)
+    state = State.begin(model, training)
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates = {
+        names[id(p)]: group["peak_lr"]
+        for optimizer in state.optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert rates.keys() == set(names.values())
+    assert rates["bias"] == rates["layers.2.recurrent"] == pytest.approx(0.4)
+    assert rates["layers.1.weight"] == pytest.approx(0.2)
+    assert rates["layers.0.bias"] == pytest.approx(0.1)
+    assert rates["embeddings.weight"] == pytest.approx(0.05)
+
+
+def test_going_on_from_a_model(lm, tmp_path, papers):
+    """The second stage of ULMFiT: same vocabulary and shape, better from the first step on."""
+    backward = lm.model.config.backward
+    settings = {
+        "training.steps": 2,
+        "training.batch_tokens": 16 * 30,
+        "training.optimizer.lr": 1e-4,
+        "data.max_length": 30,
+        "data.valid_tokens": 3000,
+        "model.dropout": 0.25,
+        "model.backward": backward,
+        "objective.backward": backward,
+    }
+    recipe = firth.recipe("ulmfit").with_settings(settings)
+    train, valid = (firth.Corpus.from_texts(part) for part in (papers[:50], papers[180:]))
+    tuned = firth.pretrain(recipe, train, tmp_path / "tuned", valid=valid, start=lm)
+    assert tuned.tokenizer.content_hash == lm.tokenizer.content_hash
+    assert tuned.model.config == replace(lm.model.config, dropout=0.25)
+    (after,) = losses_of(tuned.path)
+    (before,) = losses_of(lm.path)
+    assert abs(after - before) < 0.05
+    moved = (tuned.model.embeddings.weight - lm.model.embeddings.weight).abs().max()
+    assert 0 < moved < 1e-3
+    with pytest.raises(ConfigError, match="other settings"):
+        firth.pretrain(recipe, train, tmp_path / "tuned", valid=valid)
+    with pytest.raises(ConfigError, match="trains GPTConfig"):
+        firth.pretrain(firth.recipe("gpt"), train, tmp_path / "other", start=lm)

@@ -15,6 +15,7 @@ from torch import nn
 
 from firth import __version__
 from firth.api.language_model import LanguageModel, show_words
+from firth.api.model_card import is_recurrent, model_card
 from firth.api.static_training import train_static
 from firth.api.training_text import (
     AnyCorpus,
@@ -35,8 +36,6 @@ from firth.inference.samples import continued_texts, filled_blanks, written_text
 from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import load_model, save_model
 from firth.models import (
-    AWDLSTMConfig,
-    ElmoConfig,
     EncoderDecoderConfig,
     GPTConfig,
     LanguageModelNetwork,
@@ -51,7 +50,6 @@ from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
 from firth.training import HeldOut, Run, State, steps_within, train
 from firth.training.distributed import Ranks, join, leave, wait
-from firth.training.tracking import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +66,7 @@ def pretrain(
     *,
     valid: AnyCorpus | None = None,
     tokenizer: Tokenizer | None = None,
+    start: LanguageModel | None = None,
     device: str = "auto",
     tensorboard: bool = False,
     resume_hint: str = "call pretrain again with the same arguments",
@@ -80,6 +79,8 @@ def pretrain(
         output: the run directory; it becomes a model that `firth.load` reads.
         valid: held-out text; by default `recipe.data.valid` of the documents.
         tokenizer: an existing one instead of one trained on the corpus.
+        start: a trained model to go on from, with its tokenizer and shape; of the recipe's model
+            the dropouts count.
         device: "auto", "cpu", "cuda", ...
         tensorboard: also write TensorBoard files (extra `track`).
         resume_hint: what to tell the user after an interruption.
@@ -94,6 +95,9 @@ def pretrain(
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
     prepare_process()
+    if start is not None:
+        recipe = recipe.started_from(start.model.config, str(start.path or "a model in memory"))
+        tokenizer = start.tokenizer
     check_corpus(recipe, corpus)
     if valid is not None:
         check_corpus(recipe, valid)
@@ -112,7 +116,7 @@ def pretrain(
         )
     else:
         resolved = _fix_steps(run, resolved, text["train"], ranks, torch_device)
-        how = _How(ranks, torch_device, tensorboard, resume_hint)
+        how = _How(ranks, torch_device, tensorboard, resume_hint, start)
         _train(run, resolved, text, how)
     leave()
     loaded = load_model(run)  # the averaged weights, where they are kept
@@ -273,6 +277,7 @@ class _How:
     device: torch.device
     tensorboard: bool
     resume_hint: str
+    start: LanguageModel | None
 
 
 def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) -> None:
@@ -281,6 +286,8 @@ def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) 
     assert training.steps is not None
     packed = text["train"].batches(recipe, vocabulary, training.seed)
     model = _new_model(recipe, tokenizer, how.device)
+    if how.start is not None:
+        model.load_state_dict(how.start.model.state_dict())
     if how.ranks.first:
         _announce(recipe, model, packed.steps_per_epoch, how.device)
 
@@ -352,51 +359,8 @@ def _sampler(
         engine = Engine.of(model, recipe.training.precision, recipe.model.max_length)
         if text.source is not None:
             return written_texts(engine, tokenizer, texts)
-        if isinstance(recipe.model, GPTConfig) or _recurrent(recipe):
+        if isinstance(recipe.model, GPTConfig) or is_recurrent(recipe):
             return continued_texts(engine, tokenizer, texts)
         return filled_blanks(engine, tokenizer, texts, random_stream(_SAMPLE_SEED, 0, 1))
 
     return sample
-
-
-def _recurrent(recipe: Recipe) -> bool:
-    return isinstance(recipe.model, ElmoConfig | AWDLSTMConfig)
-
-
-def _by_language(row: dict[str, Any]) -> str:
-    prefix = "valid_perplexity_"
-    found = [
-        f"{key.removeprefix(prefix)} {value:.2f}"
-        for key, value in row.items()
-        if key.startswith(prefix)
-    ]
-    return f"; by language: {', '.join(found)}" if found else ""
-
-
-def model_card(run: Path, recipe: Recipe, text: dict[str, TrainingText]) -> str:
-    """README.md of a run: what it is, what it was trained on, how well it predicts."""
-    rows = [row for row in read_metrics(run) if "valid_loss" in row]
-    last = rows[-1] if rows else None
-    result = (
-        f"Validation perplexity {recipe.objective.predicts}: {last['valid_perplexity']:.2f} after "
-        f"step {last['step']:,} ({last['tokens']:,} tokens, {last['seconds'] / 60:.1f} minutes)"
-        f"{_by_language(last)}."
-        if last
-        else "Not validated."
-    )
-    config = recipe.model
-    heads = "" if _recurrent(recipe) else f", {config.num_heads} heads"  # pyright: ignore
-    return f"""# {run.name}
-
-A {recipe.name} language model, trained with firth {__version__}.
-
-- Shape: {config.num_layers} layers, hidden size {config.hidden_size}{heads},
-  vocabulary {config.vocab_size:,} ({recipe.tokenizer.kind}).
-- Text: {text["train"].describe()}.
-- Held out: {text["valid"].num_tokens:,} tokens.
-- {result}
-
-Load it with `firth.load("{run}")`. Everything it depends on is in `recipe.json`; the course of
-training is in `metrics.jsonl`. The licence of the weights follows from the text they were trained
-on: state it here.
-"""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from firth.api import LanguageModel, load
 from firth.api import pretrain as pretrain_model
 from firth.api.training_text import AnyCorpus
 from firth.cli.options import parse, take_settings
@@ -58,6 +59,9 @@ class Options:
     """Budget in minutes: throughput is measured, then the number of steps is fixed."""
     valid: tuple[str, ...] = ()
     """Held-out files, named by language as the corpus; by default one document in a hundred."""
+    start: str | None = None
+    """A model to go on from, with its vocabulary and shape: continued pre-training, and the second
+    stage of ULMFiT (recipe ulmfit)."""
     target: str | None = None
     """For the recipe transformer: a file whose lines are what the lines of the corpus become."""
     valid_target: str | None = None
@@ -93,6 +97,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         _corpus(options.corpus, options.target, options),
         options.output,
         valid=valid,
+        start=_start(options),
         device=options.device,
         tensorboard=options.tensorboard,
         resume_hint=command,
@@ -106,6 +111,15 @@ def pretrain(arguments: Sequence[str]) -> None:
         f"firth adapt {options.output} train.tsv -o OUT finetune",
         file=sys.stderr,
     )
+
+
+def _start(options: Options) -> LanguageModel | None:
+    if options.start is None:
+        return None
+    loaded = load(options.start, device=options.device)
+    if not isinstance(loaded, LanguageModel):
+        raise ConfigError(f"{options.start} is an adapted model; give a language model to --start")
+    return loaded
 
 
 def _corpus(paths: Sequence[str], target: str | None, options: Options) -> AnyCorpus:

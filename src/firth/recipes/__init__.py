@@ -5,9 +5,9 @@ from typing import Any
 from firth.config import suggest
 from firth.errors import ConfigError
 from firth.recipes.decoders import gpt, gpt1, gpt2, hybrid
-from firth.recipes.encoder_decoders import t5, transformer
+from firth.recipes.encoder_decoders import seq2seq, t5, transformer
 from firth.recipes.encoders import bert, bert_nsp, modern_bert, roberta, spanbert
-from firth.recipes.recurrent import awd_lstm, awd_lstm_2018, elmo
+from firth.recipes.recurrent import awd_lstm, awd_lstm_2018, elmo, ulmfit
 from firth.recipes.settings import DataSettings, Recipe, TokenizerSettings
 from firth.recipes.static import fasttext, glove, word2vec
 
@@ -21,11 +21,13 @@ RECIPES = {
     "gpt1": gpt1,
     "gpt2": gpt2,
     "hybrid": hybrid,
+    "seq2seq": seq2seq,
     "transformer": transformer,
     "t5": t5,
     "elmo": elmo,
     "awd-lstm": awd_lstm,
     "awd-lstm-2018": awd_lstm_2018,
+    "ulmfit": ulmfit,
     "word2vec": word2vec,
     "glove": glove,
     "fasttext": fasttext,

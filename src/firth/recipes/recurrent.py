@@ -1,5 +1,6 @@
 """Recipes of recurrent language models."""
 
+from dataclasses import replace
 from typing import Any
 
 from firth.config import suggest
@@ -100,6 +101,32 @@ def awd_lstm(size: str = "mini", vocab_size: int = 8192) -> Recipe:
             optimizer=AdamW(lr=3e-3, beta2=0.99),
             schedule=Schedule(shape="trapezoid", warmup=0.02, decay=0.5),
             clip=0.4,
+        ),
+    )
+
+
+def ulmfit(size: str = "base", vocab_size: int = 8192) -> Recipe:
+    """Fine-tuning of an AWD-LSTM on the text of a task (Howard and Ruder 2018, section 3.2).
+
+    To be given a model to go on from (`--start RUN`), whose shape and vocabulary it takes.
+    Discriminative rates (each layer 2.6 times slower than the one above it), slanted triangular
+    rates (a tenth of the steps up, then down to 1/32), Adam with beta1 0.7 and beta2 0.99 and a
+    peak of 0.004 (section 4.1).
+
+    Departures: the vocabulary stays that of the general text (byte-level BPE leaves no word
+    unknown) where the paper adds the words of the task; dropouts as in `awd-lstm`.
+    """
+    recipe = awd_lstm(size, vocab_size)
+    return replace(
+        recipe,
+        name="ulmfit",
+        training=Training(
+            epochs=5,
+            batch_tokens=recipe.training.batch_tokens,
+            optimizer=AdamW(lr=4e-3, beta1=0.7, beta2=0.99, weight_decay=0.0),
+            layer_decay=2.6,
+            schedule=Schedule(shape="slanted", warmup=0.1, floor=1 / 32),
+            clip=recipe.training.clip,
         ),
     )
 

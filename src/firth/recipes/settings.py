@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from firth.config import merge, nested
@@ -80,6 +80,8 @@ class Recipe:
     objective: Objective = field(default_factory=MaskedLM)
     data: DataSettings = field(default_factory=DataSettings)
     training: Training = field(default_factory=Training)
+    start: str = ""
+    """The model that training goes on from; empty where it begins with random weights."""
 
     def __post_init__(self) -> None:
         if self.data.max_length > self.model.max_length:
@@ -118,6 +120,20 @@ class Recipe:
             logger.warning("%s%s has no effect: %s", where and f"{where}: ", setting, reason)
         return changed
 
+    def started_from(self, shape: ModelConfig, name: str) -> "Recipe":
+        """The recipe for going on from a model: its shape, with the dropouts of this recipe.
+
+        Raises:
+            ConfigError: if the recipe trains another kind of model.
+        """
+        if type(shape) is not type(self.model):
+            raise ConfigError(
+                f"the recipe {self.name} trains {type(self.model).__name__}, and {name} is "
+                f"{type(shape).__name__}; choose the recipe that it was trained with"
+            )
+        dropouts = {f.name: getattr(self.model, f.name) for f in fields(shape) if _drops(f.name)}
+        return replace(self, model=replace(shape, **dropouts), start=name)
+
     def with_vocabulary(self, size: int) -> "Recipe":
         """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have."""
         model = self.model
@@ -128,6 +144,10 @@ class Recipe:
             model=replace(model, vocab_size=size),
             tokenizer=replace(self.tokenizer, vocab_size=size),
         )
+
+
+def _drops(name: str) -> bool:
+    return name == "dropout" or name.endswith("_dropout")
 
 
 def _check_objective(recipe: Recipe) -> None:

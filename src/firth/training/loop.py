@@ -20,6 +20,7 @@ from firth.training.optimizers import (
     NonMonotoneAverage,
     Optimizer,
     WeightAverage,
+    by_depth,
     set_learning_rates,
 )
 from firth.training.schedules import Schedule
@@ -41,6 +42,9 @@ class Training:
     """Micro-batches a step; their gradients add up to exactly those of the whole batch."""
     optimizer: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Schedule)
+    layer_decay: float = 1.0
+    """By what the learning rate is divided from each layer to the one below it: discriminative
+    fine-tuning (Howard and Ruder 2018, section 3.2; 2.6 there); 1 for one rate."""
     clip: float = 1.0
     """Largest gradient norm; 0 for none."""
     average: float = 0.0
@@ -112,7 +116,17 @@ class State:
         average = WeightAverage(model, training.average) if training.average else None
         if training.nonmonotone:
             average = NonMonotoneAverage(model, training.nonmonotone)
-        return State(model, training.optimizer.build(model.named_parameters()), average)
+        return State(model, _optimizers(model, training), average)
+
+
+def _optimizers(model: nn.Module, training: Training) -> list[torch.optim.Optimizer]:
+    if training.layer_decay == 1.0:
+        return training.optimizer.build(model.named_parameters())
+    groups = model.layer_groups()[::-1]  # type: ignore[operator]
+    inside = {id(p) for group in groups for p in group}
+    above = [p for p in model.parameters() if id(p) not in inside]  # the head learns with the top
+    groups = [[*above, *groups[0]], *groups[1:]]
+    return by_depth(training.optimizer, model, groups, training.layer_decay)
 
 
 def seed_step(seed: int, step: int, part: int) -> None:

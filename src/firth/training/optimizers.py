@@ -1,6 +1,6 @@
 """AdamW, Muon for matrices with AdamW for the rest, Adagrad, SGD; averages of weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -116,6 +116,28 @@ def scaled(optimizer: Optimizer, factor: float) -> Optimizer:
         rest = replace(optimizer.rest, lr=optimizer.rest.lr * factor)
         return replace(optimizer, lr=optimizer.lr * factor, rest=rest)
     return replace(optimizer, lr=optimizer.lr * factor)
+
+
+def by_depth(
+    optimizer: Optimizer,
+    model: nn.Module,
+    groups: Sequence[Sequence[nn.Parameter]],
+    decay: float,
+) -> list[torch.optim.Optimizer]:
+    """Optimizers with a rate for each group (Howard and Ruder 2018, section 3.2).
+
+    Args:
+        optimizer: with the rate of the first group.
+        model: that has the parameters, for their names.
+        groups: from the top of the network down.
+        decay: eta^(l-1) = eta^l / decay.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [
+        one
+        for depth, group in enumerate(groups)
+        for one in scaled(optimizer, decay**-depth).build((names[id(p)], p) for p in group)
+    ]
 
 
 class WeightAverage:

@@ -222,7 +222,7 @@ class NegativeSampling:
         inputs, outputs = self.arrays["inputs"], self.arrays["outputs"]
         how = (self.objective.window, self.objective.negatives, np.float32(rate), draw, report)
         if isinstance(self.objective, CBOW):
-            found = compiled.cbow(*text, inputs, outputs, self._keep, *self._drawing, *how)
+            found: Any = compiled.cbow(*text, inputs, outputs, self._keep, *self._drawing, *how)
         else:
             rows = (self._row_starts, self._rows)
             found = compiled.skip_gram(
