@@ -31,7 +31,7 @@ class CausalLM:
     """Right to left instead: sum_i log P(u_i | u_>i)."""
     ar: float = 0.0
     """alpha of the activation regularisation of recurrent models, alpha mean(m * h_t)^2, of the
-    last layer's states behind their dropout (Merity et al. 2018, section 4.7)."""
+    last layer's states behind their dropout (Merity et al. 2018, section 4.6)."""
     tar: float = 0.0
     """beta of their temporal activation regularisation, beta mean(h_t - h_{t+1})^2."""
 

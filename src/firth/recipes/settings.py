@@ -58,7 +58,7 @@ class DataSettings:
     into batch_tokens / max_length streams, of which each step takes the next max_length tokens, for
     recurrent models, which go on from the state they are in."""
     vary: bool = False
-    """Vary the length that a step takes of streams (Merity et al. 2018, section 5)."""
+    """Vary the length that a step takes of streams (Merity et al. 2018, section 4.1)."""
     spans: str = "none"
     """Spans of the text that an objective masks as a whole: "names" (capitalised words), "salient"
     (names and dates), or a file of phrases or marked texts (`firth.text.annotations.annotator`)."""
