@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from firth.models.recurrent import LSTMLayer, RecurrentStack, State, Steps
+from firth.models.recurrence import State, Steps
+from firth.models.recurrent import LSTMLayer, RecurrentStack
 
 STARTS = torch.tensor([0, 3, 10, 11, 15, 22])
 
@@ -169,3 +170,29 @@ def test_bfloat16_products_are_close():
     assert (rough - exact).abs().max() < 0.02
     rough.float().sum().backward()
     assert layer.recurrent.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sequences_of_one_length_take_torchs_kernel_and_give_the_same(dtype):
+    """Those of one length go to a fused kernel; an additional sequence sends all to our own."""
+    torch.manual_seed(7)
+    layer = LSTMLayer(4, 6)
+    nn.init.normal_(layer.bias)
+    x = torch.randn(18, 4)
+    even, uneven = torch.tensor([0, 5, 10, 15]), torch.tensor([0, 5, 10, 15, 18])
+    given = State(torch.randn(4, 6), torch.randn(4, 6))
+    three = State(given.hidden[:3], given.cell[:3])
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        fused, after = layer(x[:15], Steps.of(even, x.device), three)
+        ours, last = layer(x, Steps.of(uneven, x.device), given)
+    near = 1e-6 if dtype == torch.float32 else 0.02
+    assert (fused - ours[:15]).abs().max() < near
+    assert (after.cell - last.cell[:3]).abs().max() < near
+    wanted = [layer.weight, layer.recurrent, layer.bias]
+    weights = torch.randn(15, 6)
+    gradients = [
+        torch.autograd.grad((one * weights).sum() + state.cell[:3].sum(), wanted)
+        for one, state in ((fused, after), (ours[:15], last))
+    ]
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).abs().max() < (1e-5 if dtype == torch.float32 else 0.2)

@@ -9,14 +9,8 @@ from torch import Tensor, nn
 
 from firth.device import activation_dtype
 from firth.models.layers import dropped, linear_cross_entropy, round_up
-from firth.models.recurrent import (
-    LSTMLayer,
-    RecurrentCache,
-    State,
-    Steps,
-    handed_on,
-    taken_up,
-)
+from firth.models.recurrence import RecurrentCache, State, Steps, handed_on, taken_up
+from firth.models.recurrent import LSTMLayer
 from firth.protocols import Batch, Output
 
 

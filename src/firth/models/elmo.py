@@ -12,14 +12,8 @@ from firth.device import activation_dtype
 from firth.errors import ConfigError
 from firth.models.characters import CharacterEncoder, Filters, Spellings
 from firth.models.layers import Dropout, linear_cross_entropy, round_up
-from firth.models.recurrent import (
-    LSTMLayer,
-    RecurrentCache,
-    State,
-    Steps,
-    handed_on,
-    taken_up,
-)
+from firth.models.recurrence import RecurrentCache, State, Steps, handed_on, taken_up
+from firth.models.recurrent import LSTMLayer
 from firth.models.sampled_softmax import log_uniform_counts, log_uniform_sample, sampled_loss
 from firth.protocols import Batch, Output, WordList
 
