@@ -21,12 +21,12 @@ def firth(pace: Pace, shape: tuple[int, int], sentences: int, precision: str) ->
     import torch
 
     from firth.adaptation import FineTuning
+    from firth.adaptation.fitting import labelled_batches
     from firth.adaptation.network import EncodedExamples, TaskObjective
     from firth.device import prepare_process
     from firth.interop.huggingface import stock_head
     from firth.models.bert import Bert, BertConfig
     from firth.tasks.classification import Classification
-    from firth.text.batches import BucketedSequences
     from firth.text.tokenizers import Tokenizer
     from firth.training import AdamW, Schedule, State, Training, steps
 
@@ -47,9 +47,7 @@ def firth(pace: Pace, shape: tuple[int, int], sentences: int, precision: str) ->
     head = stock_head(config, task.num_outputs, adaptation.dropout)
     network = adaptation.network(Bert(config, pooler=False), head, 0)
     data = EncodedExamples.of(examples, Tokenizer.load(tokenizer_folder(VOCABULARY)), LONGEST)
-    batches = BucketedSequences(
-        data.ids, task.targets(examples), segments=data.segments, batch_size=BATCH, seed=0
-    )
+    batches = labelled_batches(task, (examples, data), BATCH, 0)
     training = Training(
         optimizer=AdamW(lr=adaptation.lr, beta2=0.999, weight_decay=adaptation.weight_decay),
         schedule=Schedule(warmup=adaptation.warmup),

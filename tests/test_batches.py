@@ -10,7 +10,7 @@ from firth.errors import ConfigError, DataError
 from firth.objectives import MaskedLM
 from firth.protocols import Batch
 from firth.text.batches import (
-    BucketedSequences,
+    BucketedBatches,
     ObjectiveBatches,
     PackedSequences,
     collate,
@@ -138,7 +138,13 @@ def test_length_batches_partition_within_budget(lengths, budget):
 def test_buckets_hold_like_lengths_and_every_example_once():
     rng = np.random.default_rng(0)
     ids = [np.full(rng.integers(1, 100), i) for i in range(2000)]
-    source = BucketedSequences(ids, np.arange(2000), batch_size=32, seed=0)
+    lengths = np.array([len(one) for one in ids])
+    source = BucketedBatches(
+        lengths,
+        lambda chosen: collate([ids[i] for i in chosen], targets=chosen),
+        batch_size=32,
+        seed=0,
+    )
     seen, spreads = [], []
     for step in range(source.steps_per_epoch):
         batch = source(step)

@@ -100,12 +100,36 @@ def stand_in(folder: Path, papers: list[str]) -> None:
     write_table(folder / "pairs.csv", ",", [("question", "answer", "good"), *pairs])
     tags = [json.dumps({"text": text, "tags": [topic]}) for text, topic in texts]
     (folder / "tags.jsonl").write_text("\n".join(tags), encoding="utf-8")
+    for name, count in {"train.conllu": 96, "dev.conllu": 32, "test.conllu": 32}.items():
+        sentences = [conllu(sentence_and_topic(rng)[0]) for _ in range(count)]
+        (folder / name).write_text("\n".join(sentences), encoding="utf-8")
+    names = [tagged_names(rng) for _ in range(60)]
+    (folder / "names.conll").write_text("\n".join(names), encoding="utf-8")
 
 
 def sentence_and_topic(rng: random.Random) -> tuple[str, str]:
     topic = rng.choice(list(TOPICS))
     first, second, third = rng.sample(TOPICS[topic], 3)
     return f"The {first} and the {second} were near the {third}.", topic
+
+
+def conllu(sentence: str) -> str:
+    """A sentence in CoNLL-U, with parts of speech."""
+    kinds = {"the": "DET", "and": "CCONJ", "were": "AUX", "near": "ADP", ".": "PUNCT"}
+    rows = []
+    for i, word in enumerate(sentence.replace(".", " .").split(), 1):
+        kind = kinds.get(word.lower(), "NOUN")
+        rows.append("\t".join([str(i), word, word, kind, *["_"] * 6]) + "\n")
+    return "".join(rows)
+
+
+def tagged_names(rng: random.Random) -> str:
+    """A sentence in two columns, with the names of a person and a place."""
+    first, last = rng.choice(["Anna", "Mary", "John"]), rng.choice(["Smith", "Brown", "Field"])
+    place = rng.choice(["Leeds", "Oxford", "York"])
+    tags = {first: "B-PER", last: "I-PER", place: "B-LOC"}
+    words = (first, last, "was", rng.choice(["in", "near"]), place, ".")
+    return "".join(f"{word} {tags.get(word, 'O')}\n" for word in words)
 
 
 def write_table(path: Path, separator: str, rows: list[tuple]) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import firth
 from firth.errors import ConfigError
-from firth.models import Bert
+from firth.models import Bert, build
 from firth.recipes import RECIPES
 from firth.training import BUDGETS
 
@@ -31,6 +31,22 @@ def test_sizes_have_the_parameters_of_the_published_models(size, parameters):
         model = Bert(config)
     head = {id(p) for p in model.head.parameters()}
     assert sum(p.numel() for p in model.parameters() if id(p) not in head) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "parameters"),
+    [
+        ("word2vec", 50_000, 2 * 50_000 * 256),  # input and output vectors
+        ("word2vec", 60_000, 2 * 60_000 * 256),
+        ("glove", 50_000, 50_000 * 256),  # their sum
+        ("fasttext", 50_000, (2 * 50_000 + 200_000) * 256),
+    ],
+)
+def test_word_vectors_are_tables(name, words, parameters):
+    config = firth.recipe(name, vocab_size=words).model
+    with torch.device("meta"):
+        model = build(config)
+    assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -112,6 +128,8 @@ def test_the_settings_of_masking_inside_another_objective():
         ("bert-nsp", {"model.pair_head": True}, False),
         ("bert", {"model.boundary_places": 9}, True),
         ("spanbert", {"model.boundary_places": 9}, False),
+        ("word2vec", {"training.clip": 0.5}, True),
+        ("word2vec", {"training.seed": 1}, False),
     ],
 )
 def test_settings_without_effect_are_named(name, setting, idle, caplog):

@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from firth.adaptation import FineTuning, Frozen
+    from firth.adaptation import FineTuning, Frozen, GradualUnfreezing
     from firth.api import AdaptedModel, LanguageModel, adapt, load, pretrain
     from firth.errors import FirthError
     from firth.inference.generation import Decoding
     from firth.recipes import Recipe, recipe
-    from firth.tasks import Classification
+    from firth.tasks import Classification, Tagging
     from firth.text.corpus import Corpus
     from firth.text.tokenizers import Tokenizer
 
@@ -30,8 +30,10 @@ _HOMES = {
     "FineTuning": "firth.adaptation",
     "FirthError": "firth.errors",
     "Frozen": "firth.adaptation",
+    "GradualUnfreezing": "firth.adaptation",
     "LanguageModel": "firth.api",
     "Recipe": "firth.recipes",
+    "Tagging": "firth.tasks",
     "Tokenizer": "firth.text.tokenizers",
     "adapt": "firth.api",
     "load": "firth.api",
@@ -47,8 +49,10 @@ __all__ = [
     "FineTuning",
     "FirthError",
     "Frozen",
+    "GradualUnfreezing",
     "LanguageModel",
     "Recipe",
+    "Tagging",
     "Tokenizer",
     "adapt",
     "load",

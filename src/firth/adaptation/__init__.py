@@ -2,7 +2,14 @@
 
 from firth.adaptation.finetuning import FineTuning
 from firth.adaptation.frozen import Frozen
+from firth.adaptation.gradual import GradualUnfreezing
 
-ADAPTATIONS = {"finetune": FineTuning, "frozen": Frozen}
+Adaptation = FineTuning | Frozen | GradualUnfreezing
 
-__all__ = ["ADAPTATIONS", "FineTuning", "Frozen"]
+ADAPTATIONS: dict[str, type[Adaptation]] = {
+    "finetune": FineTuning,
+    "frozen": Frozen,
+    "gradual": GradualUnfreezing,
+}
+
+__all__ = ["ADAPTATIONS", "Adaptation", "FineTuning", "Frozen", "GradualUnfreezing"]

@@ -1,27 +1,29 @@
 """Full fine-tuning with what makes it stable on few labels."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
-from firth.adaptation.fitting import Fitted, fit
+from firth.adaptation.fitting import Fitted, fit, labelled_batches, scorer
 from firth.adaptation.network import (
     AdaptedNetwork,
     EncodedExamples,
+    TaskNetwork,
     TaskObjective,
-    score_examples,
+    task_head,
 )
 from firth.device import Precision
-from firth.inference.forward import Engine
+from firth.models.heads import Head
 from firth.models.layers import Dropout
-from firth.models.mix import SequenceHead
 from firth.protocols import Example, Task
-from firth.text.batches import BucketedSequences
 from firth.training import AdamW, Schedule, Training
+
+UNUSED = ("head", "pooler", "pair_head", "boundary_head", "decoder", "outputs", "bias")
+"""Parts of a language model that predict, and that no task trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class FineTuning:
     min_steps: int = 300
     batch_size: int = 32
     lr: float = 5e-4
-    """Peak learning rate: 5e-4 suits 4x256; 2e-5 to 5e-5 suits base-sized models."""
+    """Peak learning rate: 5e-4 suits 4x256; 2e-5 to 5e-5 suit base-sized models."""
     weight_decay: float = 0.01
     warmup: float = 0.1
     reset_layers: int | None = None
@@ -48,8 +50,18 @@ class FineTuning:
     last, which alone has seen all of a decoder's text (Radford et al. 2018, section 3.2), or the
     mean of all, which few labels favour. "auto" takes the last token of a decoder, the mean in a
     hybrid, in the encoder of an encoder-decoder and where the family's head in `transformers`
-    allows it (ModernBERT), else the first."""
+    allows it (ModernBERT), else the first. For tags: what it sees of a word of several tokens;
+    "auto" takes the first, of a decoder the last."""
+    task_network: TaskNetwork = "head"
+    """What is trained on the last layer: the family's own head for sequences and a linear layer for
+    words ("head"), or a recurrent network: with a model that has no layers of its own (static
+    vectors, or random ones) this is the network of the years before contextual vectors."""
+    hidden_size: int = 200
+    """Of a recurrent network, in each direction."""
+    num_layers: int = 1
+    """Of a recurrent network."""
     dropout: float = 0.1
+    """Of the language model and the head; AWD-LSTM keeps its own five."""
     patience: int = 20
     """Scorings of dev without improvement before stopping. There are about twenty a run, so by
     default the whole schedule runs and the weights that were best on dev are kept."""
@@ -64,22 +76,36 @@ class FineTuning:
             return max(1, round(self.epochs * steps_per_epoch))
         return max(3 * steps_per_epoch, self.min_steps)
 
-    def network(self, body: nn.Module, head: SequenceHead, seed: int) -> AdaptedNetwork:
+    def assemble(self, body: nn.Module, head: Head) -> AdaptedNetwork:
+        """Body and task network, the one that `head` is or one of its sizes."""
+        return AdaptedNetwork(
+            body,
+            task_head(
+                head,
+                self.task_network,
+                hidden_size=self.hidden_size,
+                num_layers=self.num_layers,
+                dropout=self.dropout,
+            ),
+        )
+
+    def network(self, body: nn.Module, head: Head, seed: int) -> AdaptedNetwork:
         """A trainable copy of the language model's body, with the head."""
         torch.manual_seed(seed)
-        network = AdaptedNetwork(copy.deepcopy(body), head).requires_grad_(True)
+        network = self.assemble(copy.deepcopy(body), head).requires_grad_(True)
         depth = len(network.body.layers)  # type: ignore[arg-type]
         reset = depth // 6 if self.reset_layers is None else self.reset_layers
         if reset:
             network.body.reset_top_layers(reset)  # type: ignore[operator]
-        for module in network.modules():
-            if isinstance(module, Dropout):
-                module.rate = self.dropout
-        for name in ("head", "pooler", "pair_head", "boundary_head", "decoder"):
-            unused = getattr(network.body, name, None)
-            if unused is not None:
-                unused.requires_grad_(False)
+        set_dropout(network.body, self.dropout)
+        freeze_unused(network.body)
         return network
+
+    def prepare(
+        self, _make: Callable[[], AdaptedNetwork], data: EncodedExamples
+    ) -> EncodedExamples:
+        """What all seeds train on: the texts themselves."""
+        return data
 
     def fit(
         self,
@@ -90,14 +116,7 @@ class FineTuning:
         seed: int,
     ) -> Fitted:
         """Trains one network in place."""
-        examples, data = train
-        batches = BucketedSequences(
-            data.ids,
-            task.targets(examples),
-            segments=data.segments,
-            batch_size=self.batch_size,
-            seed=seed,
-        )
+        batches = labelled_batches(task, train, self.batch_size, seed)
         training = Training(
             optimizer=AdamW(lr=self.lr, beta2=0.999, weight_decay=self.weight_decay),
             schedule=Schedule(warmup=self.warmup),
@@ -105,19 +124,29 @@ class FineTuning:
             seed=seed,
             workers=0,
         )
-        length = max(self.max_length, max(map(len, data.ids)))
-
-        def evaluate():
-            return score_examples(Engine.of(network, self.precision, length), dev[1])
-
         return fit(
             network,
             task,
             TaskObjective(task),
             batches,
             training,
-            evaluate=evaluate,
+            evaluate=scorer(network, dev[1], self.precision),
             dev=dev[0],
             total_steps=self.total_steps(batches.steps_per_epoch),
             patience=self.patience,
         )
+
+
+def freeze_unused(body: nn.Module) -> None:
+    """Takes what no task uses out of the training."""
+    for name in UNUSED:
+        unused = getattr(body, name, None)
+        if isinstance(unused, (nn.Module, nn.Parameter)):
+            unused.requires_grad_(False)
+
+
+def set_dropout(body: nn.Module, rate: float) -> None:
+    """Sets the dropout of states; AWD-LSTM's own five stay as they are."""
+    for module in body.modules():
+        if isinstance(module, Dropout):
+            module.rate = rate

@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from firth.protocols import Batches, Example, Report, Task, Trainable
+from firth.adaptation.network import AdaptedNetwork, EncodedExamples, score_examples
+from firth.device import Precision
+from firth.inference.forward import Engine
+from firth.protocols import Batches, Example, Report, Scores, Task, Trainable
+from firth.text.batches import BucketedBatches
 from firth.training.loop import State, Training, steps
 
 logger = logging.getLogger(__name__)
@@ -25,13 +29,31 @@ class Fitted:
     """What one seed gave."""
 
     weights: dict[str, torch.Tensor]
-    """Of the trained part, at its best on dev."""
+    """Of the trained part, with the running means of norms, at its best on dev."""
     report: Report
     """On dev, at the best point."""
     seed: int
     steps: int
     degenerate: bool
     """Whether the run ends in one answer for everything, or its loss never moved."""
+
+
+def labelled_batches(
+    task: Task, train: tuple[Sequence[Example], EncodedExamples], batch_size: int, seed: int
+) -> BucketedBatches:
+    """batch(step) of labelled examples."""
+    examples, data = train
+    targets = task.targets(examples)
+    return BucketedBatches(
+        data.lengths, lambda chosen: data.batch(chosen, targets), batch_size=batch_size, seed=seed
+    )
+
+
+def scorer(
+    network: AdaptedNetwork, data: EncodedExamples, precision: Precision
+) -> Callable[[], Scores]:
+    """A function that scores examples with the network as it is when called."""
+    return lambda: score_examples(Engine.of(network, precision, data.longest), data)
 
 
 def fit(
@@ -41,10 +63,12 @@ def fit(
     batches: Batches,
     training: Training,
     *,
-    evaluate: Callable[[], np.ndarray],
+    evaluate: Callable[[], Scores],
     dev: Sequence[Example],
     total_steps: int,
     patience: int,
+    state: State | None = None,
+    at_step: Callable[[int], None] = lambda _step: None,
 ) -> Fitted:
     """Trains `network` in place and keeps its best weights on dev.
 
@@ -61,8 +85,12 @@ def fit(
         dev: those examples.
         total_steps: where the schedule ends.
         patience: scorings without improvement before stopping.
+        state: with optimizers of another kind than the setting's.
+        at_step: called before each step with the steps done, for instance to freeze parameters.
     """
-    state = State.begin(network, training)
+    state = State.begin(network, training) if state is None else state
+    names = _trained(network)
+    at_step(0)
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
     best: Fitted | None = None
     losses: list[float] = []
@@ -73,6 +101,7 @@ def fit(
             broken = True
             break
         losses.append(step.loss)
+        at_step(step.step)
         if step.step % every and step.step != total_steps:
             continue
         scores = evaluate()
@@ -81,12 +110,12 @@ def fit(
         waited += 1
         if best is None or report.score > best.report.score:
             waited = 0
-            best = _fitted(network, report, training.seed, step.step)
+            best = _fitted(network, names, report, training.seed, step.step)
         if waited >= patience:
             break
     if best is None:  # it broke down before the first scoring
-        report = task.evaluate(np.nan_to_num(evaluate()), dev)
-        best = _fitted(network, report, training.seed, state.step)
+        report = task.evaluate([np.nan_to_num(rows) for rows in evaluate()], dev)
+        best = _fitted(network, names, report, training.seed, state.step)
     network.load_state_dict(best.weights, strict=False)
     if total_steps >= _ENOUGH and not broken:
         broken = collapsed or (best.steps <= every and _is_flat(losses))
@@ -98,8 +127,16 @@ def _is_flat(losses: list[float]) -> bool:
     return bool(np.mean(losses[-tenth:]) > _FLAT * np.mean(losses[:tenth]))
 
 
-def _fitted(network: nn.Module, report: Report, seed: int, steps_done: int) -> Fitted:
-    weights = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+def _trained(network: nn.Module) -> frozenset[str]:
+    """The names of what training may change: parameters that take part, and buffers."""
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    return frozenset(network.state_dict().keys() - frozen)
+
+
+def _fitted(
+    network: nn.Module, names: frozenset[str], report: Report, seed: int, steps_done: int
+) -> Fitted:
+    weights = {n: t.detach().clone() for n, t in network.state_dict().items() if n in names}
     return Fitted(weights=weights, report=report, seed=seed, steps=steps_done, degenerate=False)
 
 

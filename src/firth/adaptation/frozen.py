@@ -1,20 +1,22 @@
 """Frozen features with a learned layer mix: the body runs once, only mix and head are trained."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from firth.adaptation.features import Features, extract, score_features
 from firth.adaptation.fitting import Fitted, fit
-from firth.adaptation.network import AdaptedNetwork, EncodedExamples
+from firth.adaptation.network import AdaptedNetwork, EncodedExamples, TaskNetwork, task_head
 from firth.device import Precision
-from firth.inference.forward import Engine
+from firth.errors import ConfigError
+from firth.models.heads import Head, WordHead
 from firth.models.mix import LayerMix, SequenceHead
 from firth.protocols import Batch, Example, Loss, Task
-from firth.text.batches import random_stream
+from firth.text.batches import BucketedBatches
 from firth.training import AdamW, Schedule, Training
 
 
@@ -22,8 +24,11 @@ from firth.training import AdamW, Schedule, Training
 class Frozen:
     """Keeps the language model as it is and learns which layers matter (Peters et al. 2018, eq. 1).
 
-    Every layer's states are layer-normalised and averaged over the tokens once; the mix and a
-    two-layer head are then trained on these features, which takes seconds.
+    Every layer's states are computed once, layer-normalised; the mix and a task network are trained
+    on them. With the task network "head" that is a layer of tanh and one more, on the average of a
+    text's tokens or on each word, and takes seconds. A recurrent one reads the states of all words
+    (of a text that is classified, all tokens). The paper's task networks also see a word vector of
+    their own, x_k beside ELMo_k (section 3.3); here the mix is all they see.
     """
 
     epochs: float | None = None
@@ -32,36 +37,82 @@ class Frozen:
     batch_size: int = 32
     lr: float = 1e-3
     weight_decay: float = 0.01
+    task_network: TaskNetwork = "head"
+    hidden_size: int = 200
+    """Of a recurrent network, in each direction."""
+    num_layers: int = 1
+    """Of a recurrent network."""
     dropout: float = 0.2
+    layers: Literal["all", "last"] | int = "all"
+    """What is mixed: all layers, the last alone, or one by its number (0: the embeddings)."""
+    output_mix: bool = False
+    """A second mix, with weights of its own, beside the states of the recurrent network (Peters et
+    al. 2018, section 5.2)."""
     mix_penalty: float = 0.001
-    """lambda of the L2 penalty on the mix's weights (Peters et al. 2018, section 3.2)."""
+    """lambda of the L2 penalty on the mix's weights (Peters et al. 2018, section 3.3)."""
     layer_norm: bool = True
+    pooling: Literal["auto", "first", "last", "mean"] = "auto"
+    """What stands for a word of several tokens, and for a text without a recurrent network. "auto":
+    its first token, of a decoder the last; of a text the mean."""
     patience: int = 20
     max_length: int = 128
     restarts: int = 3
     precision: Precision = "auto"
 
-    def network(self, body: nn.Module, head: SequenceHead, seed: int) -> AdaptedNetwork:
-        """The body (shared, untouched), a layer mix and a head that averages tokens."""
-        torch.manual_seed(seed)
+    def __post_init__(self) -> None:
+        if self.output_mix and self.task_network == "head":
+            raise ConfigError(
+                "output_mix lays a second mix beside the states of a recurrent network; set "
+                "task_network, for instance to 'bilstm', or leave output_mix out"
+            )
+
+    def assemble(self, body: nn.Module, head: Head) -> AdaptedNetwork:
+        """Body, mix and a task network of the inputs and outputs of `head`."""
         size, outputs = head.out.in_features, head.out.out_features
-        head = SequenceHead(size, outputs, dropout=self.dropout, pooling="mean")
-        mix = LayerMix(len(body.layers) + 1, layer_norm=self.layer_norm)  # type: ignore[arg-type]
-        return AdaptedNetwork(copy.deepcopy(body).requires_grad_(False), head, mix)
+        if head.unit == "word":
+            pooling = head.pooling if isinstance(head, WordHead) else "first"
+            head = WordHead(size, outputs, dense=True, dropout=self.dropout, pooling=pooling)
+        else:
+            how = "mean" if self.pooling == "auto" else self.pooling
+            head = SequenceHead(size, outputs, dropout=self.dropout, pooling=how)
+        head = task_head(
+            head,
+            self.task_network,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            second_size=size if self.output_mix else 0,
+        )
+        layers = self._chosen(len(body.layers))  # type: ignore[arg-type]
+        mixes = [LayerMix(len(layers), layer_norm=self.layer_norm) for _ in range(2)]
+        second = mixes[1] if self.output_mix else None
+        return AdaptedNetwork(body, head, mixes[0], output_mix=second, layers=layers)
+
+    def network(self, body: nn.Module, head: Head, seed: int) -> AdaptedNetwork:
+        """The body (a copy, untouched), with a fresh mix and task network."""
+        torch.manual_seed(seed)
+        return self.assemble(copy.deepcopy(body).requires_grad_(False), head)
+
+    def prepare(self, make: Callable[[], AdaptedNetwork], data: EncodedExamples) -> Features:
+        """What all seeds train on: the features of texts, by a network that `make` gives."""
+        return extract(make(), data, self.precision)
 
     def fit(
         self,
         network: AdaptedNetwork,
         task: Task,
-        train: tuple[Sequence[Example], EncodedExamples],
-        dev: tuple[Sequence[Example], EncodedExamples],
+        train: tuple[Sequence[Example], Features],
+        dev: tuple[Sequence[Example], Features],
         seed: int,
     ) -> Fitted:
-        """Trains the mix and the head of one network in place."""
-        features = extract(network, train[1], self.precision)
-        device = next(network.parameters()).device
-        held_out = torch.from_numpy(extract(network, dev[1], self.precision)).to(device)
-        batches = FeatureBatches(features, task.targets(train[0]), self.batch_size, seed)
+        """Trains the mix and the task network in place."""
+        features, targets = train[1], task.targets(train[0])
+        batches = BucketedBatches(
+            features.lengths,
+            lambda chosen: features.batch(chosen, targets),
+            batch_size=self.batch_size,
+            seed=seed,
+        )
         training = Training(
             optimizer=AdamW(lr=self.lr, beta2=0.999, weight_decay=self.weight_decay),
             schedule=Schedule(warmup=0.1),
@@ -71,78 +122,42 @@ class Frozen:
         )
         epoch = batches.steps_per_epoch
         default = max(20 * epoch, self.min_steps)
-        total = default if self.epochs is None else max(1, round(self.epochs * epoch))
-
-        def evaluate() -> np.ndarray:
-            network.eval()
-            with torch.inference_mode():
-                return network.score_features(held_out).cpu().numpy()
-
-        objective = FeatureObjective(task, self.mix_penalty)
         return fit(
             network,
             task,
-            objective,
+            FeatureObjective(task, self.mix_penalty),
             batches,
             training,
-            evaluate=evaluate,
+            evaluate=lambda: score_features(network, dev[1]),
             dev=dev[0],
-            total_steps=total,
+            total_steps=default if self.epochs is None else max(1, round(self.epochs * epoch)),
             patience=self.patience,
         )
 
-
-def extract(network: AdaptedNetwork, data: EncodedExamples, precision: Precision) -> np.ndarray:
-    """(examples, L+1, D) float32 features of a frozen network."""
-    engine = Engine.of(network, precision, 0)
-    found: np.ndarray | None = None
-
-    def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
-        model = engine.model
-        assert isinstance(model, AdaptedNetwork)
-        output = model.body(batch, hidden_states=True)
-        return model.features(batch, output).cpu().numpy()
-
-    for chosen, _, some in engine.run(data.ids, compute, segments=data.segments):
-        if found is None:
-            found = np.empty((len(data.ids), *some.shape[1:]), dtype=np.float32)
-        found[chosen] = some
-    assert found is not None
-    return found
-
-
-class FeatureBatches:
-    """batch(step) of feature rows, shuffled anew each epoch; they stand in `input_ids`."""
-
-    def __init__(
-        self, features: np.ndarray, targets: np.ndarray, batch_size: int, seed: int
-    ) -> None:
-        self.features, self.targets = features, targets
-        self.batch_size, self.seed = batch_size, seed
-        self.steps_per_epoch = -(-len(features) // batch_size)
-
-    def __call__(self, step: int) -> Batch:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = random_stream(self.seed, 0, epoch).permutation(len(self.features))
-        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
-        return Batch(
-            input_ids=torch.from_numpy(self.features[chosen]),
-            starts=torch.arange(len(chosen) + 1),
-            targets=torch.from_numpy(self.targets[chosen]),
-        )
+    def _chosen(self, num_layers: int) -> tuple[int, ...]:
+        """The entries of `hidden_states` that are mixed."""
+        if self.layers == "all":
+            return tuple(range(num_layers + 1))
+        layer = -1 if self.layers == "last" else int(self.layers)
+        if not -num_layers - 1 <= layer <= num_layers:
+            raise ConfigError(
+                f"layer {layer} does not exist: this model has the embedding output (0) and layers "
+                f"1 to {num_layers}"
+            )
+        return (layer % (num_layers + 1),)
 
 
 @dataclass(frozen=True)
 class FeatureObjective:
-    """A task's loss on feature rows, with the penalty on the mix."""
+    """A task's loss on features, with the penalty on the mixes."""
 
     task: Task
     mix_penalty: float
 
     def loss(self, model: AdaptedNetwork, batch: Batch) -> Loss:
-        """Summed loss; the penalty counts once a row."""
+        """Summed loss; the penalty counts once a row, so once in the mean."""
         assert batch.targets is not None
-        assert model.mix is not None
-        loss = self.task.loss(model.score_features(batch.input_ids), batch.targets)
-        penalty: Tensor = self.mix_penalty * model.mix.penalty() * loss.count
+        scores = model.score(batch.input_ids.float(), batch.starts)
+        loss = self.task.loss(scores, batch.targets)
+        penalty: Tensor = self.mix_penalty * model.penalty() * loss.count
         return Loss(loss.total + penalty, loss.count)

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
-from firth.api.adapted import AdaptedModel, adapt, adapted_from
+from firth.api.adapted import RECORD, AdaptedModel, adapted_from
+from firth.api.adapting import adapt
 from firth.api.language_model import LanguageModel
 from firth.api.pretraining import pretrain
+from firth.api.word_vectors import load_word_vectors
 from firth.device import Precision, pick_device, prepare_process
 from firth.errors import CheckpointError
+from firth.interop.allennlp import read_elmo, weights_of
 from firth.interop.huggingface import load_model
 from firth.text.tokenizers import Tokenizer
 
@@ -17,8 +20,10 @@ def load(
     """Loads whatever a directory holds.
 
     Args:
-        path: a run directory, an adapted model, or a `transformers` directory (BERT, RoBERTa,
-            DistilBERT, ModernBERT); a classifier comes back as an `AdaptedModel`.
+        path: a run directory, an adapted model, a `transformers` directory (BERT, RoBERTa,
+            DistilBERT, ModernBERT; a classifier comes back as an `AdaptedModel`), or ELMo as it was
+            published (`options.json` and `weights.hdf5`); or a file of word vectors (.vec, .txt,
+            .bin).
         device: "auto", "cpu", "cuda", ...
         precision: of the matrix products: bfloat16 where it is fast ("auto"), or "float32".
 
@@ -26,13 +31,21 @@ def load(
         CheckpointError: if the directory holds no model.
     """
     path = Path(path)
+    if path.is_file():
+        vectors, tokenizer = load_word_vectors(path)
+        vectors.to(pick_device(device))
+        return LanguageModel(vectors, tokenizer, path, precision, lm_head=False)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; expected a run or a model directory")
     prepare_process()
+    if weights_of(path) is not None:
+        elmo = read_elmo(path).to(pick_device(device))
+        return LanguageModel(elmo, Tokenizer.of_words([]), path, precision, lm_head=False)
     loaded = load_model(path)
     loaded.model.to(pick_device(device))
     if loaded.head is not None:
         loaded.head.to(pick_device(device))
+    if loaded.head is not None or (path / RECORD).is_file():
         return adapted_from(loaded, path, precision)
     tokenizer = Tokenizer.load(path)
     return LanguageModel(loaded.model, tokenizer, path, precision, loaded.firth, loaded.lm_head)

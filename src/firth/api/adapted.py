@@ -1,26 +1,25 @@
-"""`adapt` and `AdaptedModel`: a language model taught a task, for several seeds, saved whole."""
+"""`AdaptedModel`: a language model that was taught a task, saved and loaded whole."""
 
 import copy
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from firth.adaptation import ADAPTATIONS, FineTuning, Frozen
-from firth.adaptation.fitting import Fitted, with_restarts
+from firth.adaptation import ADAPTATIONS, Adaptation
+from firth.adaptation.finetuning import FineTuning
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples, score_examples
-from firth.api.language_model import LanguageModel
+from firth.api.language_model import show_words
 from firth.atomic import write_file, write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.device import Precision
-from firth.errors import ConfigError, DataError, DivergedError
+from firth.errors import CheckpointError, ConfigError
 from firth.inference.forward import Engine
 from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import (
@@ -30,18 +29,23 @@ from firth.interop.huggingface import (
     stock_family,
     stock_head,
 )
-from firth.models import Bert
-from firth.models.mix import LayerMix, Pooling, SequenceHead
-from firth.protocols import Example, Report, Text
+from firth.models import AWDLSTM, GPT, Bert, LanguageModelNetwork
+from firth.models.heads import Head, WordHead
+from firth.models.mix import Pooling, SequenceHead, WordPooling
+from firth.protocols import Example, Report, Scores, Text
 from firth.tasks import TASKS
 from firth.tasks.classification import Classification, Kind
 from firth.tasks.metrics import mean_and_interval
+from firth.tasks.tagging import Tagging
 from firth.text.tokenizers import Tokenizer
 
-logger = logging.getLogger(__name__)
+AnyTask = Classification | Tagging
 
 RECORD = "adaptation.json"
 """What is learned, how, and what each seed reached."""
+
+TASK_NETWORK = "task_network.safetensors"
+"""Mix and head, where the head is not the stock one that lies in the model's own file."""
 
 _PROBLEM_TYPES: dict[Kind, ProblemType] = {
     "single": "single_label_classification",
@@ -65,31 +69,37 @@ class AdaptedModel:
     """A language model adapted to a task: predicts, is evaluated, is saved and loaded whole."""
 
     network: AdaptedNetwork
-    task: Classification
+    task: AnyTask
     tokenizer: Tokenizer
-    adaptation: FineTuning | Frozen
+    adaptation: Adaptation
     seeds: tuple[SeedResult, ...] = ()
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        show_words(self.network.body, self.tokenizer)
 
     @cached_property
     def engine(self) -> Engine:
         """The network, ready to run."""
         return Engine.of(self.network, self.precision, self.adaptation.max_length)
 
-    def scores(self, examples: Sequence[Example]) -> np.ndarray:
-        """(examples, num_outputs) scores before any softmax."""
-        length = self.adaptation.max_length
-        return score_examples(self.engine, EncodedExamples.of(examples, self.tokenizer, length))
+    def scores(self, examples: Sequence[Example]) -> Scores:
+        """Scores before any softmax: (examples, num_outputs), or for tags (words, num_outputs) of
+        each example.
+        """
+        length, unit = self.adaptation.max_length, self.task.unit
+        data = EncodedExamples.of(examples, self.tokenizer, length, unit)
+        return score_examples(self.engine, data)
 
     def predict(self, texts: Sequence[Text | tuple[Text, Text]]) -> list[Any]:
-        """A `Prediction` for each text (or pair, where the task is about pairs)."""
-        pair = self.task.text_pair is not None
+        """A `Prediction` for each text (or pair, where the task is about pairs).
+
+        For tags a `Tagged` for each list of words, or for each string, which is cut into words.
+        """
         if isinstance(texts, str):
             raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
-        if pair and any(isinstance(text, str) or len(text) != 2 for text in texts):
-            raise ConfigError("this task is about pairs of texts: give (first, second) for each")
-        examples = [Example(texts=tuple(t) if pair else (t,)) for t in texts]  # type: ignore[arg-type]
-        return self.task.decode(self.scores(examples))
+        examples = [self.task.example(text) for text in texts]
+        return self.task.decode(self.scores(examples), examples)
 
     def evaluate(self, examples: Sequence[Example] | str | Path) -> Report:
         """Metrics on labelled examples, or on a labelled file."""
@@ -102,9 +112,20 @@ class AdaptedModel:
         names = self.seeds[0].metrics if self.seeds else {}
         return {name: mean_and_interval([s.metrics[name] for s in self.seeds]) for name in names}
 
-    def layer_shares(self) -> list[float] | None:
-        """The learned layer mix, the embedding output first; None without one."""
-        return None if self.network.mix is None else self.network.mix.shares.tolist()
+    def layer_shares(self, at: Literal["input", "output"] = "input") -> list[float] | None:
+        """The learned layer mix, the embedding output first; None without one.
+
+        Args:
+            at: the mix that the task network reads, or the second one, beside its states.
+        """
+        mix = self.network.mix if at == "input" else self.network.output_mix
+        if mix is None:
+            return None
+        assert self.network.layers is not None
+        shares = [0.0] * (1 + len(self.network.body.layers))  # type: ignore[arg-type]
+        for layer, share in zip(self.network.layers, mix.shares.tolist(), strict=True):
+            shares[layer] = share
+        return shares
 
     def save(self, directory: str | Path) -> None:
         """Writes everything that was trained; a stock head loads in `transformers` too."""
@@ -117,19 +138,23 @@ class AdaptedModel:
             segments=self.network.body.config.num_segments > 0,  # type: ignore[union-attr]
         )
         network, task = self.network, self.task
-        if network.mix is not None:
-            mix = {name: t.detach().contiguous() for name, t in network.mix.state_dict().items()}
-            write_file(path / "mix.safetensors", lambda temporary: save_file(mix, temporary))
+        head = _unstandardised(network.head, task)
+        stock = head if network.mix is None and isinstance(head, SequenceHead) else None
         save_model(
             path,
             network.body,  # type: ignore[arg-type]
             vocabulary=self.tokenizer.vocabulary,
             firth={},
-            head=_unstandardised(network.head, task),
-            labels=task.labels,
-            problem_type=_PROBLEM_TYPES[task.kind],
-            own_form=network.mix is not None,  # transformers would load it without the mix
+            head=stock,
+            labels=() if stock is None else task.labels,
+            problem_type=_PROBLEM_TYPES[task.kind] if isinstance(task, Classification) else None,
+            own_form=stock is None,  # transformers would load it without the task
         )
+        if stock is None:
+            tensors = _own_tensors(
+                AdaptedNetwork(network.body, head, network.mix, output_mix=network.output_mix)
+            )
+            write_file(path / TASK_NETWORK, lambda temporary: save_file(tensors, temporary))
         record = {
             "task": to_dict(task),
             "adaptation": to_dict(self.adaptation),
@@ -138,9 +163,9 @@ class AdaptedModel:
         write_text(path / RECORD, json.dumps(record, indent=1))
 
 
-def _unstandardised(head: SequenceHead, task: Classification) -> SequenceHead:
+def _unstandardised(head: Head, task: AnyTask) -> Head:
     """The head in the task's own units: regression is trained on standardised values."""
-    if task.shift == 0.0 and task.scale == 1.0:
+    if not isinstance(task, Classification) or (task.shift == 0.0 and task.scale == 1.0):
         return head
     head = copy.deepcopy(head)
     with torch.no_grad():
@@ -154,13 +179,13 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
 
     One that firth did not write has no record of its task: that is taken from its labels.
     """
-    assert loaded.head is not None
     tokenizer = Tokenizer.load(path)
     if not (path / RECORD).is_file():
+        assert loaded.head is not None
         kinds: dict[str, Kind] = {name: kind for kind, name in _PROBLEM_TYPES.items()}
         kind = kinds[loaded.problem_type or "single_label_classification"]
         return AdaptedModel(
-            AdaptedNetwork(loaded.model, loaded.head),
+            AdaptedNetwork(loaded.model, loaded.head).eval(),
             Classification(kind=kind, labels=loaded.labels if kind != "regression" else ()),
             tokenizer,
             FineTuning(max_length=loaded.model.config.max_length),
@@ -169,10 +194,17 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
     record = read_json(path / RECORD)
     methods = {cls.__name__: cls for cls in ADAPTATIONS.values()}
     adaptation = from_dict(methods[record["adaptation"]["type"]], record["adaptation"])
-    task = from_dict(Classification, record["task"], where=str(path / RECORD))
+    tasks = {cls.__name__: cls for cls in TASKS.values()}
+    task = from_dict(tasks[record["task"]["type"]], record["task"], where=str(path / RECORD))
+    if isinstance(task, Classification):
+        task = replace(task, shift=0.0, scale=1.0)  # folded into the head when it was saved
+    if loaded.head is not None:
+        network = AdaptedNetwork(loaded.model, loaded.head).eval()
+    else:
+        network = _load_network(path, loaded.model, task, adaptation)
     return AdaptedModel(
-        AdaptedNetwork(loaded.model, loaded.head, _load_mix(path, adaptation)),
-        replace(task, shift=0.0, scale=1.0),  # folded into the head when it was saved
+        network,
+        task,
         tokenizer,
         adaptation,
         tuple(from_dict(SeedResult, seed) for seed in record["seeds"]),
@@ -180,157 +212,52 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
     )
 
 
-def _load_mix(path: Path, adaptation: FineTuning | Frozen) -> LayerMix | None:
-    if not isinstance(adaptation, Frozen):
-        return None
-    weights = load_file(path / "mix.safetensors")
-    mix = LayerMix(len(weights["weights"]), layer_norm=adaptation.layer_norm)
-    mix.load_state_dict(weights)
-    return mix
-
-
-@dataclass(frozen=True)
-class _Data:
-    train: tuple[list[Example], EncodedExamples]
-    dev: tuple[list[Example], EncodedExamples]
-
-
-def adapt(
-    lm: LanguageModel,
-    task: Classification,
-    train: Sequence[Example] | str | Path,
-    adaptation: FineTuning | Frozen | None = None,
-    *,
-    dev: Sequence[Example] | str | Path | None = None,
-    seeds: Sequence[int] = (0,),
-) -> AdaptedModel:
-    """Teaches a copy of a language model a task; the model itself stays as it was.
-
-    Args:
-        lm: the language model.
-        task: what to learn; its labels are fixed from the training examples.
-        train: labelled examples, or a file of them.
-        adaptation: how; full fine-tuning by default.
-        dev: labelled examples to stop on and to choose by; by default a tenth of `train`.
-        seeds: of initialisation and order; the seed that is best on dev is kept, all are reported.
-
-    Returns:
-        The adapted model.
-
-    Raises:
-        DataError: if a file cannot be read, or there are too few examples.
-        DivergedError: if every seed, restarts included, gave a degenerate run.
-    """
-    if not seeds:
-        raise ConfigError("seeds is empty; give at least one seed, for instance (0,)")
-    adaptation = adaptation or FineTuning()
-    train = task.read(train) if isinstance(train, (str, Path)) else list(train)
-    dev = task.read(dev) if isinstance(dev, (str, Path)) else dev
-    if dev is None:
-        train, dev = _hold_out(train)
-    task = _with_labels(task, train, dev)
-    length = min(adaptation.max_length, lm.max_length)
-    data = _Data(
-        (list(train), EncodedExamples.of(train, lm.tokenizer, length)),
-        (list(dev), EncodedExamples.of(dev, lm.tokenizer, length)),
-    )
-    results = [_fit_seed(lm, task, data, adaptation, seed) for seed in seeds]
-    if all(fitted.degenerate for fitted in results):
-        raise DivergedError(
-            f"every run was degenerate (dev {results[0].report.main} "
-            f"{results[0].report.score:.3f}); lower the learning rate (now {adaptation.lr:g}), "
-            "train longer, or look at the labels"
-        )
-    best = max(results, key=lambda fitted: (not fitted.degenerate, fitted.report.score))
-    network = _network(lm, task, adaptation, best.seed)
-    network.load_state_dict(best.weights, strict=False)
-    seen = tuple(
-        SeedResult(seed=f.seed, metrics=f.report.metrics, steps=f.steps, degenerate=f.degenerate)
-        for f in results
-    )
-    return AdaptedModel(
-        network.eval(),
-        task,
-        lm.tokenizer,
-        replace(adaptation, max_length=length),
-        seen,
-        lm.precision,
-    )
-
-
-def _with_labels(
-    task: Classification, train: Sequence[Example], dev: Sequence[Example]
-) -> Classification:
-    """The task with the labels of both parts; a rare one may be in dev alone."""
-    both = train if task.kind == "regression" else [*train, *dev]
-    return task.fit_labels(both)
-
-
-def _pooling(lm: LanguageModel) -> Pooling:
-    """What the head sees of a sequence, where nothing else is asked for."""
-    if lm.causal:
-        return "mean" if lm.fills else "last"
-    first = isinstance(lm.model, Bert) and stock_family(lm.model.config) != "modernbert"
-    return "first" if first else "mean"
-
-
-def _network(
-    lm: LanguageModel, task: Classification, adaptation: FineTuning | Frozen, seed: int
+def _load_network(
+    path: Path, model: LanguageModelNetwork, task: AnyTask, adaptation: Adaptation
 ) -> AdaptedNetwork:
-    torch.manual_seed(seed)
-    config = lm.model.config
-    pooling = _pooling(lm)
-    if isinstance(adaptation, FineTuning) and adaptation.pooling != "auto":
-        pooling = adaptation.pooling
-    head = stock_head(config, task.num_outputs, adaptation.dropout, pooling=pooling)
-    network = adaptation.network(lm.model, head, seed)
-    return network.to(next(lm.model.parameters()).device)
-
-
-def _fit_seed(
-    lm: LanguageModel,
-    task: Classification,
-    data: _Data,
-    adaptation: FineTuning | Frozen,
-    seed: int,
-) -> Fitted:
-    def run(one: int) -> Fitted:
-        network = _network(lm, task, adaptation, one)
-        fitted = adaptation.fit(network, task, data.train, data.dev, one)
-        logger.info(
-            "seed %d: dev %s %.4f after %d steps",
-            one,
-            fitted.report.main,
-            fitted.report.score,
-            fitted.steps,
+    """The network that the record describes, with the tensors of `TASK_NETWORK`."""
+    network = adaptation.assemble(model, family_head(model, task, adaptation))
+    network.to(next(model.parameters()).device)
+    tensors = load_file(path / TASK_NETWORK)
+    expected = _own_tensors(network)
+    wrong = [n for n in {*tensors, *expected} if n not in tensors or n not in expected]
+    if wrong:
+        raise CheckpointError(
+            f"{path / TASK_NETWORK}: {', '.join(sorted(wrong)[:5])} missing or unexpected; the "
+            f"tensors do not fit what {RECORD} says"
         )
-        return fitted
-
-    return with_restarts(run, seed, adaptation.restarts)
-
-
-def _hold_out(examples: list[Example], share: float = 0.1) -> tuple[list[Example], list[Example]]:
-    if len(examples) < 20:
-        raise DataError(
-            f"{len(examples)} labelled examples are too few to hold a dev part out; give one with "
-            "--dev"
-        )
-    order = np.random.default_rng(0).permutation(len(examples))
-    count = max(5, round(share * len(examples)))
-    logger.info("no dev examples were given: %d of the training examples are held out", count)
-    held = {int(i) for i in order[:count]}
-    return (
-        [e for i, e in enumerate(examples) if i not in held],
-        [e for i, e in enumerate(examples) if i in held],
-    )
+    network.load_state_dict(tensors, strict=False)
+    return network.eval()
 
 
-def read_task(name: str, **settings: Any) -> Classification:
-    """The task called `name` with its settings.
+def _own_tensors(network: AdaptedNetwork) -> dict[str, Tensor]:
+    """Everything but the body."""
+    state = network.state_dict()
+    return {n: t.detach().contiguous() for n, t in state.items() if not n.startswith("body.")}
 
-    Raises:
-        ConfigError: if there is no such task.
-    """
-    if name not in TASKS:
-        raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
-    return from_dict(TASKS[name], settings)
+
+def family_head(model: LanguageModelNetwork, task: AnyTask, adaptation: Adaptation) -> Head:
+    """The head of a task that suits the family of a model, with fresh weights."""
+    pooling = adaptation.pooling
+    last = _read_last(model)
+    if task.unit == "word":
+        how = pooling if pooling != "auto" else last or "first"
+        size, dropout = model.config.hidden_size, adaptation.dropout
+        return WordHead(size, task.num_outputs, dropout=dropout, pooling=how)
+    how = pooling if pooling != "auto" else last or _sequence_pooling(model)
+    return stock_head(model.config, task.num_outputs, adaptation.dropout, pooling=how)
+
+
+def _read_last(model: LanguageModelNetwork) -> WordPooling | None:
+    """Which token a model that reads one way has read last; None for one that sees both sides."""
+    if isinstance(model, GPT):
+        return None if model.config.bidirectional else "last"
+    if isinstance(model, AWDLSTM):
+        return "first" if model.config.backward else "last"
+    return None
+
+
+def _sequence_pooling(model: LanguageModelNetwork) -> Pooling:
+    """What the head sees of a sequence of a model that sees both sides."""
+    first = isinstance(model, Bert) and stock_family(model.config) != "modernbert"
+    return "first" if first else "mean"

@@ -11,7 +11,7 @@ import numpy as np
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.beam_search import beam_search
 from firth.inference.generation import Continuation, Decoding, Ended, Stop, continuations
-from firth.models import AWDLSTM, Elmo, EncoderDecoder
+from firth.models import AWDLSTM, Elmo, SourceToTarget
 
 if TYPE_CHECKING:
     from firth.api.language_model import LanguageModel
@@ -129,7 +129,7 @@ def _prompts(lm: LanguageModel, texts: Sequence[str], how: Decoding) -> _Prompts
     """Token ids in the order of reading, not closed; sources, if any."""
     vocabulary = lm.tokenizer.vocabulary
     _check_direction(lm, how)
-    if isinstance(lm.model, EncoderDecoder):
+    if isinstance(lm.model, SourceToTarget):
         sources = [encoding.ids for encoding in lm.encode(texts, whole=True)]
         return _Prompts([np.array([vocabulary.first])] * len(sources), sources)
     if not lm.causal:
@@ -160,7 +160,7 @@ def _generated(
 ) -> Generated:
     if how.backward:
         return _written_before(lm, text, one)
-    own = isinstance(lm.model, EncoderDecoder)  # it does not continue what it reads
+    own = isinstance(lm.model, SourceToTarget)  # it does not continue what it reads
     ids = [] if own else lm.tokenizer.encode(text).ids.tolist()
     added = lm.tokenizer.decode([*ids, *one.ids]).removeprefix(lm.tokenizer.decode(ids))
     for word in stop:

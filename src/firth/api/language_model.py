@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from firth.api.generating import Generated, generate_texts, stream_text
+from firth.api.neighbours import Neighbours, find_neighbours, index_words, weights_hash
+from firth.api.word_vectors import save_word_vectors, word_similarity
 from firth.device import Precision
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.embedding import (
@@ -30,12 +32,22 @@ from firth.inference.minimal_pairs import (
     training_tokens,
 )
 from firth.inference.scoring import Filled, Score, fill, score_causal, score_masked
+from firth.inference.stateful import stateful_states
+from firth.inference.word_index import WordIndex
 from firth.interop.huggingface import save_model
-from firth.models import GPT, Bert, EncoderDecoder, LanguageModelNetwork
+from firth.models import (
+    AWDLSTM,
+    GPT,
+    Bert,
+    Elmo,
+    LanguageModelNetwork,
+    SourceToTarget,
+)
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding, Report, Text
 from firth.tasks.suites import Suite, read_suite, report
 from firth.text.batches import collate
+from firth.text.corpus import Corpus
 from firth.text.tokenizers import Tokenizer
 
 
@@ -64,6 +76,9 @@ class LanguageModel:
     lm_head: bool = True
     """Whether the head that predicts tokens was trained; a bare encoder comes without one."""
 
+    def __post_init__(self) -> None:
+        show_words(self.model, self.tokenizer)
+
     @property
     def max_length(self) -> int:
         """Longest sequence, in tokens: learned positions that training never saw do not count."""
@@ -72,13 +87,15 @@ class LanguageModel:
     @property
     def causal(self) -> bool:
         """Whether the model predicts each token from those before it, and so continues texts."""
-        return isinstance(self.model, GPT)
+        return isinstance(self.model, GPT | Elmo | AWDLSTM)
 
     @property
     def fills(self) -> bool:
-        """Whether the model fills blanks: a masked one does, and a hybrid."""
+        """Whether the model fills blanks: a masked one does, a hybrid, and a biLM."""
         model = self.model
-        return model.config.bidirectional if isinstance(model, GPT) else isinstance(model, Bert)
+        if isinstance(model, GPT):
+            return model.config.bidirectional
+        return isinstance(model, Bert | Elmo)
 
     @cached_property
     def engine(self) -> Engine:
@@ -94,6 +111,11 @@ class LanguageModel:
         on_cpu = next(self.model.parameters()).device.type == "cpu"
         return Engine.of(self.model, "float32", self.max_length) if on_cpu else self.engine
 
+    @cached_property
+    def weights_hash(self) -> str:
+        """A hash of all numbers of the model."""
+        return weights_hash(self.model)
+
     def batch(self, texts: Sequence[Text]) -> Batch:
         """Texts laid end to end, as the model takes them."""
         return collate([encoding.ids for encoding in self.encode(texts)])
@@ -104,7 +126,7 @@ class LanguageModel:
         A masked model's are of the token itself, a causal one's of the next token.
         """
         self._need_head("logits")
-        if isinstance(self.model, EncoderDecoder):
+        if isinstance(self.model, SourceToTarget):
             raise UnsupportedError(
                 "logits of an encoder-decoder depend on what its decoder has written; use generate "
                 "or score, or call the model with a batch that has a source"
@@ -118,9 +140,18 @@ class LanguageModel:
                 for e, s in zip(encodings, states, strict=True)
             ]
 
-    def hidden_states(self, texts: Sequence[Text]) -> list[TextArray]:
-        """Every layer's states: one (L+1, tokens, D) array a text, the embedding output first."""
+    def hidden_states(self, texts: Sequence[Text], *, stateful: bool = False) -> list[TextArray]:
+        """Every layer's states: one (L+1, tokens, D) array a text, the embedding output first.
+
+        Args:
+            texts: strings, or lists of the user's own words.
+            stateful: have a recurrent model read the texts as one, each in the state in which it
+                left the one before. By default a text's states never depend on other texts.
+        """
         encodings = self.encode(texts, whole=True)
+        if stateful:
+            found = stateful_states(self.engine, [e.ids for e in encodings])
+            return [_array(e, s) for e, s in zip(encodings, found, strict=True)]
         layers = chosen_layers("all", len(self.model.layers))
         states = token_states(self.engine, encodings, layers=layers)
         return [_array(e, s.swapaxes(0, 1)) for e, s in zip(encodings, states, strict=True)]
@@ -172,6 +203,22 @@ class LanguageModel:
             found.append(vectors)
         return found
 
+    def index_words(self, corpus: Corpus, directory: str | Path, **how: Any) -> WordIndex:
+        """Builds an index on disk of the words of a corpus, one vector an occurrence.
+
+        An index that is there already is opened; a build that was stopped goes on. The settings are
+        those of `firth.api.neighbours.index_words`, for instance layers=(-2, -1).
+        """
+        return index_words(self, corpus, directory, **how)
+
+    def neighbours(self, text: Text, index: WordIndex | str | Path, **how: Any) -> Neighbours:
+        """The occurrences in an index that are nearest to a word in its context.
+
+        The word stands in square brackets: "open a [bank] account". The settings are those of
+        `firth.api.neighbours.find_neighbours`, for instance top_k=20 or among="same".
+        """
+        return find_neighbours(self, text, index, **how)
+
     def fill(self, texts: Text | Sequence[str], *, top_k: int = 5) -> list[Any]:
         """The most probable tokens for the blanks of texts.
 
@@ -206,7 +253,7 @@ class LanguageModel:
         """
         self._need_head("score")
         encodings = self.encode(texts)
-        if within_word and isinstance(self.model, EncoderDecoder):
+        if within_word and isinstance(self.model, SourceToTarget):
             raise UnsupportedError("within_word is for masked models; leave it out")
         if not self.causal or (pseudo and self.fills):
             return score_masked(self.engine, self.tokenizer, encodings, within_word=within_word)
@@ -251,6 +298,17 @@ class LanguageModel:
         differences, method = model_differences(sentences, score)
         baselines = baseline_differences(sentences, shards, self.tokenizer) if shards else {}
         return report(pairs, differences, baselines, suite=suite, method=method, limit=limit)
+
+    def word_similarity(self, path: str | Path, *, layer: int = -1) -> Report:
+        """Spearman's correlation of cosines with human judgements, over files of pairs of words.
+
+        Every word is a text of its own. See `firth.tasks.word_similarity.similarity_report`.
+        """
+        return word_similarity(self, path, layer=layer)
+
+    def save_word_vectors(self, path: str | Path) -> int:
+        """Writes the vectors of a static model's words for other programs: .vec, .txt or .bin."""
+        return save_word_vectors(self, path)
 
     def generate(
         self, texts: Text | Sequence[str], *, stop: Sequence[str] = (), **settings: Any
@@ -311,6 +369,12 @@ class LanguageModel:
                 "or use embed, which reads long texts in overlapping windows"
             )
         return encodings
+
+
+def show_words(model: Any, tokenizer: Tokenizer) -> None:
+    """Lets a model that spells words see those of its tokenizer, also the unseen ones to come."""
+    if getattr(model, "reads_words", False):
+        model.use_words(tokenizer.open())
 
 
 def _array(encoding: Encoding, values: np.ndarray) -> TextArray:

@@ -22,6 +22,11 @@ VERBS = {
         "continue texts, or write others for them",
     ),
     "score": ("firth.cli.use", "how likely a model finds each line of a file"),
+    "neighbours": (
+        "firth.cli.neighbours",
+        "where a corpus uses a word as in your sentence",
+    ),
+    "export": ("firth.cli.vectors", "a static model's word vectors as a file"),
     "recipes": ("firth.cli.show", "list the recipes, or show one resolved"),
     "inspect": ("firth.cli.show", "what a run directory holds and how its training went"),
     "demo": ("firth.cli.show", "the whole job on the text that comes with firth"),

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from firth.adaptation import FineTuning, Frozen
-from firth.api import LanguageModel, load
+from firth.adaptation import FineTuning, Frozen, GradualUnfreezing
+from firth.api import AdaptedModel, LanguageModel, load
 from firth.api import adapt as adapt_model
-from firth.api.adapted import RECORD, read_task
+from firth.api.adapted import RECORD
+from firth.api.adapting import read_task
 from firth.cli.options import parse
 from firth.errors import ConfigError
 from firth.interop.files import refuse_to_overwrite
@@ -20,7 +21,9 @@ from firth.interop.files import refuse_to_overwrite
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Teach a model your task from a labelled file (.csv, .tsv, .jsonl, also .gz and .zst)."""
+    """Teach a model your task from a labelled file (.gz and .zst too): texts and labels in .csv,
+    .tsv or .jsonl, tagged words in .conllu, .conll, other columns or .jsonl.
+    """
 
     model: tyro.conf.Positional[str]
     """A run directory, or a `transformers` directory."""
@@ -32,18 +35,24 @@ class Options:
     """Examples to stop on and to choose by; by default a tenth of the training file."""
     test: str | None = None
     """Examples to evaluate the adapted model on at the end."""
-    task: str = "classification"
-    text: str = "text"
-    """Column of the text: a name, or a number counted from 1."""
+    task: Literal["classification", "tagging"] = "classification"
+    """Labels on texts, or tags on words."""
+    text: str | None = None
+    """Column of the text: a name, or a number counted from 1; by default "text". Of words: by
+    default 1, in .conllu 2, in .jsonl "words"."""
     text_pair: str | None = None
     """Column of the second text, for sentence pairs."""
-    label: str = "label"
-    """Column of the label."""
-    kind: Literal["single", "multi_label", "regression"] = "single"
-    """One label, any number of labels, or a number."""
-    metric: str = ""
-    """Metric to choose by; by default accuracy, micro F1 or Spearman's rho, by kind."""
-    quotes: Literal["auto", "literal", "standard"] = "auto"
+    label: str | None = None
+    """Column of the label, by default "label". Of tags: by default the last, in .conllu upos, in
+    .jsonl "tags"."""
+    kind: Literal["single", "multi_label", "regression"] | None = None
+    """One label (the default), any number of labels, or a number."""
+    spans: bool | None = None
+    """Whether tags mark spans, as B-PER and I-PER do; by default as they look."""
+    metric: str | None = None
+    """Metric to choose by; by default accuracy, micro F1 or Spearman's rho, by kind; of tags F1 of
+    spans where they mark any, else accuracy."""
+    quotes: Literal["auto", "literal", "standard"] | None = None
     """Whether quote characters are ordinary text (literal, as in GLUE's files) or enclose cells."""
     seeds: int = 1
     """How many seeds to train; all are reported, the best on dev is kept."""
@@ -52,7 +61,8 @@ class Options:
     """Print the result as JSON."""
     how: Annotated[
         Annotated[FineTuning, tyro.conf.subcommand("finetune", prefix_name=False)]
-        | Annotated[Frozen, tyro.conf.subcommand("frozen", prefix_name=False)],
+        | Annotated[Frozen, tyro.conf.subcommand("frozen", prefix_name=False)]
+        | Annotated[GradualUnfreezing, tyro.conf.subcommand("gradual", prefix_name=False)],
         tyro.conf.arg(name=""),
     ]
 
@@ -64,8 +74,9 @@ def adapt(arguments: Sequence[str]) -> None:
     lm = load(options.model, device=options.device)
     if not isinstance(lm, LanguageModel):
         raise ConfigError(f"{options.model} is an adapted model already; give the run it came from")
-    names = ("text", "text_pair", "label", "kind", "metric", "quotes")
-    task = read_task(options.task, **{name: getattr(options, name) for name in names})
+    names = ("text", "text_pair", "label", "kind", "spans", "metric", "quotes")
+    given = {n: value for n in names if (value := getattr(options, n)) is not None}
+    task = read_task(options.task, **given)
     adapted = adapt_model(
         lm, task, options.train, options.how, dev=options.dev, seeds=range(options.seeds)
     )
@@ -79,17 +90,25 @@ def adapt(arguments: Sequence[str]) -> None:
         },
         "degenerate_runs": sum(seed.degenerate for seed in adapted.seeds),
         "layer_shares": adapted.layer_shares(),
+        "output_layer_shares": adapted.layer_shares("output"),
     }
     if options.test is not None:
         result["test"] = adapted.evaluate(options.test).metrics
     if options.json:
         print(json.dumps(result))
-        return
+    else:
+        _print(adapted, result.get("test", {}), options.output)
+
+
+def _print(adapted: AdaptedModel, test: dict[str, float], output: str) -> None:
     for name, (mean, half) in adapted.summary().items():
         print(f"dev {name}\t{mean:.4f}" + ("" if half is None else f" ± {half:.4f}"))
-    for name, value in result.get("test", {}).items():
+    for name, value in test.items():
         print(f"test {name}\t{value:.4f}")
-    shares = adapted.layer_shares()
-    if shares is not None:
-        print("layer mix\t" + " ".join(f"{share:.2f}" for share in shares))
-    print(f"\nNext: firth predict {options.output} FILE", file=sys.stderr)
+    for name, shares in (
+        ("layer mix", adapted.layer_shares()),
+        ("layer mix at the output", adapted.layer_shares("output")),
+    ):
+        if shares is not None:
+            print(f"{name}\t" + " ".join(f"{share:.2f}" for share in shares))
+    print(f"\nNext: firth predict {output} FILE", file=sys.stderr)

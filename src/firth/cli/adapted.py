@@ -1,6 +1,6 @@
 """`firth predict` and `firth evaluate`, of a language model in `suites.py` and `texts.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,25 @@ import tyro
 
 from firth.api import AdaptedModel, load
 from firth.cli.options import parse, print_rows, read_lines
-from firth.cli.suites import evaluate_suite, print_report
+from firth.cli.suites import SimilaritySuite, evaluate_suite, print_report
 from firth.cli.texts import evaluate_texts
 from firth.errors import ConfigError
+from firth.protocols import Example
+from firth.tasks.columns import looks_like_columns
 from firth.tasks.suites import Suite
+from firth.tasks.tagging import Tagged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Label texts: one prediction a line, as label and probability."""
+    """Label texts: one prediction a line, as label and probability; of tagged words one a line, and
+    an empty line behind each sentence.
+    """
 
     model: tyro.conf.Positional[str]
     """An adapted model."""
     file: tyro.conf.Positional[str] = "-"
-    """A text a line (.txt, or - for stdin), or a table with the training file's text columns."""
+    """A text a line (.txt, or - for stdin), or a file with the training file's text columns."""
     device: str = "auto"
     json: bool = False
     """One JSON object a line."""
@@ -47,9 +52,9 @@ class Evaluate:
     """With --target and several beams: ranks by log P / length^penalty."""
     outputs: str | None = None
     """With --target: a file for what the model wrote."""
-    suite: Suite | None = None
+    suite: Suite | SimilaritySuite | None = None
     """Pairs of a good and a bad sentence: "blimp" in BLiMP's own files, "pairs" in files with
-    columns good and bad."""
+    columns good and bad; "word-similarity": lines of two words and a score."""
     limit: int | None = None
     """With --suite: of each paradigm only the first pairs, for a quick look."""
     within_word: bool = False
@@ -73,13 +78,34 @@ def predict(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Predict, arguments, "predict")
     model = _load(options.model, options.device)
-    if options.file == "-" or ".txt" in Path(options.file).suffixes:
-        predictions = model.predict(read_lines(options.file))
-    else:
-        examples = model.task.read(options.file, labelled=False)
-        predictions = model.task.decode(model.scores(examples))
+    examples = _examples(model, options.file)
+    predictions = model.task.decode(model.scores(examples), examples)
+    sentences = [one for one in predictions if isinstance(one, Tagged)]
+    if sentences and not options.json:
+        for sentence in sentences:
+            print_rows(_word_rows(sentence), as_json=False)
+            print()
+        return
     rows = [prediction.to_dict() for prediction in predictions]
     print_rows(rows if options.json else map(_short, rows), as_json=options.json)
+
+
+def _examples(model: AdaptedModel, file: str) -> list[Example]:
+    """The lines of a text, or the texts of a table."""
+    if file != "-" and ".txt" not in Path(file).suffixes:
+        return model.task.read(file, labelled=False)
+    lines = read_lines(file)
+    if model.task.unit == "word" and looks_like_columns(lines):
+        raise ConfigError(
+            f"{file}: looks like words in columns, and .txt is read as a text a line; give it a "
+            "name that ends in .conll"
+        )
+    return [model.task.example(line) for line in lines]
+
+
+def _word_rows(sentence: Tagged) -> Iterator[dict[str, Any]]:
+    for word, tag in zip(sentence.words, sentence.tags, strict=True):
+        yield {"word": word, "tag": tag}
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:

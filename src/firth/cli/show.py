@@ -14,6 +14,14 @@ from firth.config import read_json, to_dict
 from firth.errors import CheckpointError, ConfigError
 from firth.text.languages import has_tokens, open_tokens
 
+_SHAPE = {
+    "num_layers": "{} layers",
+    "hidden_size": "hidden {}",
+    "num_heads": "{} heads",
+    "vocab_size": "vocabulary {:,}",
+}
+"""What is said of those settings that a model has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipesOptions:
@@ -114,9 +122,8 @@ def _facts(run: Path) -> dict[str, Any]:
         recipe = read_json(run / "recipe.json")["recipe"]
         model = recipe["model"]
         facts["recipe"] = recipe["name"]
-        facts["shape"] = (
-            f"{model['num_layers']} layers, hidden {model['hidden_size']}, "
-            f"{model['num_heads']} heads, vocabulary {model['vocab_size']:,}"
+        facts["shape"] = ", ".join(
+            what.format(model[name]) for name, what in _SHAPE.items() if name in model
         )
         facts["steps"] = recipe["training"]["steps"]
     if (path := find(run)) is not None:

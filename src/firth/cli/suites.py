@@ -1,14 +1,17 @@
-"""`firth evaluate --suite`: a language model's accuracy on minimal pairs, beside its baselines."""
+"""`firth evaluate --suite`: a language model on minimal pairs, or on the similarity of words."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from firth.api import LanguageModel, load
 from firth.cli.options import print_rows
 from firth.errors import ConfigError
 from firth.protocols import Report
+
+SimilaritySuite = Literal["word-similarity"]
+"""Human judgements of how similar words are."""
 
 
 def evaluate_suite(options: Any) -> None:
@@ -18,6 +21,9 @@ def evaluate_suite(options: Any) -> None:
         raise ConfigError(
             f"{options.model} is an adapted model; give the run it came from, or leave --suite out"
         )
+    if options.suite == "word-similarity":
+        _evaluate_similarity(model, options)
+        return
     report = model.minimal_pairs(
         options.file,
         suite=options.suite,
@@ -32,6 +38,22 @@ def evaluate_suite(options: Any) -> None:
     print(f"method\t{report.details['method']}")
     if options.limit is not None:
         print(f"limit\tfirst {options.limit} pairs of each paradigm: a quick look, not a result")
+
+
+def _evaluate_similarity(model: LanguageModel, options: Any) -> None:
+    if options.limit is not None or options.within_word or options.pseudo:
+        raise ConfigError("--limit, --within-word and --pseudo are about pairs of sentences")
+    report = model.word_similarity(options.file)
+    if options.json:
+        print_report(report)
+        return
+    heading = ("set", "pairs", "covered", "spearman")
+    print("\t".join(heading))
+    for name, one in report.details["sets"].items():
+        print_rows([{"set": name, **{key: one[key] for key in heading[1:]}}], as_json=False)
+    print_rows(
+        [{"name": name, "value": value} for name, value in report.metrics.items()], as_json=False
+    )
 
 
 def print_report(report: Report) -> None:

@@ -8,7 +8,7 @@ from firth.atomic import write_text
 from firth.cli.options import read_lines
 from firth.cli.suites import print_report
 from firth.errors import ConfigError, DataError
-from firth.models import EncoderDecoder
+from firth.models import SourceToTarget
 from firth.tasks.text_to_text import bleu, sacrebleu_metrics
 
 
@@ -16,7 +16,7 @@ def evaluate_texts(options: Any) -> None:
     """Runs the verb for the options of `evaluate` that have a target."""
     sacrebleu_metrics()  # before the texts are written, which takes its time
     model = load(options.model, device=options.device)
-    if not isinstance(model, LanguageModel) or not isinstance(model.model, EncoderDecoder):
+    if not isinstance(model, LanguageModel) or not isinstance(model.model, SourceToTarget):
         raise ConfigError(f"{options.model} is no encoder-decoder; --target needs one")
     sources, references = read_lines(options.file), read_lines(options.target)
     if len(sources) != len(references):

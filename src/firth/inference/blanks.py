@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from firth.errors import UnsupportedError
-from firth.models import GPT, Elmo, EncoderDecoder
+from firth.models import GPT, Elmo, SourceToTarget
 from firth.protocols import ABSENT, Batch, Vocabulary
 
 
@@ -16,7 +16,7 @@ def blank_token(model: nn.Module, vocabulary: Vocabulary) -> int:
     Raises:
         UnsupportedError: if the vocabulary has none.
     """
-    if isinstance(model, EncoderDecoder):
+    if isinstance(model, SourceToTarget):
         if not vocabulary.sentinels:
             raise UnsupportedError(
                 "this vocabulary has no sentinel tokens (<extra_id_0> and so on), so its model "
@@ -45,7 +45,7 @@ def blank_states(model: nn.Module, batch: Batch, at: Tensor, vocabulary: Vocabul
         at: (M) positions of the blanks; of an encoder-decoder one a text.
         vocabulary: of the model.
     """
-    if isinstance(model, EncoderDecoder):
+    if isinstance(model, SourceToTarget):
         count = batch.num_sequences
         opening = torch.tensor([vocabulary.first, vocabulary.sentinels[0]], device=at.device)
         written = Batch(

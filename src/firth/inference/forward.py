@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from firth.device import Precision, compute_dtype, computing
-from firth.models.mix import SequenceHead
+from firth.models.heads import HEADS
 from firth.protocols import Batch, Encoding
 from firth.text.batches import collate, length_batches
 
@@ -37,7 +37,7 @@ class Engine:
         dtype = compute_dtype(precision, device)
         if dtype != torch.float32:
             model = copy.deepcopy(model).requires_grad_(False)
-            heads = [m for m in model.modules() if isinstance(m, SequenceHead)]
+            heads = [m for m in model.modules() if isinstance(m, HEADS)]
             exact = {id(module) for head in heads for module in head.modules()}
             for module in model.modules():
                 if isinstance(module, nn.Linear) and id(module) not in exact:
@@ -64,16 +64,28 @@ class Engine:
         Yields:
             The indexes of the batch's sequences, the batch, and what `compute` gave.
         """
-        lengths = np.array([len(one) for one in ids])
-        for longest_first in length_batches(lengths, BUDGET[self.device.type]):
-            chosen = longest_first[::-1]  # ascending, as attention groups them
+
+        def lay(chosen: np.ndarray) -> Batch:
             batch = collate(
                 [ids[i] for i in chosen],
                 None if segments is None else [segments[i] for i in chosen],
             )
             if causal:
                 batch = replace(batch, prefix=torch.zeros(len(chosen), dtype=torch.int64))
-            batch = batch.to(self.device)
+            return batch
+
+        yield from self.run_batches(np.array([len(one) for one in ids]), lay, compute)
+
+    def run_batches(
+        self,
+        lengths: np.ndarray,
+        lay: Callable[[np.ndarray], Batch],
+        compute: Callable[[np.ndarray, Batch], T],
+    ) -> Iterator[tuple[np.ndarray, Batch, T]]:
+        """Runs texts in batches of like length, as `run` does; `lay` makes the batch of some."""
+        for longest_first in length_batches(lengths, BUDGET[self.device.type]):
+            chosen = longest_first[::-1]  # ascending, as attention groups them
+            batch = lay(chosen).to(self.device)
             was_training = self.model.training
             self.model.eval()
             with torch.inference_mode(), computing(self.dtype, self.device):

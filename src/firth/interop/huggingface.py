@@ -363,7 +363,7 @@ def _fill(
     state = match_tensors(tensors, names, shapes, where=directory)
     model.to_empty(device="cpu").eval()
     if any(name not in names for name in model.state_dict()):
-        model.reset_parameters()
+        model.reset_parameters()  # type: ignore[operator]
     model.load_state_dict(
         {name: state[name] for name in model.state_dict() if name in names}, False
     )

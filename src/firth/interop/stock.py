@@ -8,7 +8,7 @@ from torch import nn
 
 from firth.errors import CheckpointError, UnsupportedError
 from firth.interop.generators import is_stock_generator
-from firth.models import ModelConfig
+from firth.models import EncoderDecoderConfig, GPTConfig, ModelConfig
 from firth.models.bert import BertConfig
 from firth.models.mix import Pooling, SequenceHead
 from firth.protocols import Vocabulary
@@ -140,7 +140,7 @@ def stock_head(
 
 
 def _head_form(config: ModelConfig) -> dict[str, Any]:
-    if getattr(config, "norm", "post") == "pre":
+    if isinstance(config, BertConfig | GPTConfig | EncoderDecoderConfig) and config.norm == "pre":
         return {"activation": "gelu", "norm_eps": config.norm_eps, "dense_bias": False}
     activation = "relu" if stock_family(config) == "distilbert" else "tanh"
     return {"activation": activation, "norm_eps": None, "dense_bias": True}

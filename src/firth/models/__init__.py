@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from firth.models.attentive import Seq2Seq, Seq2SeqConfig
 from firth.models.awd_lstm import AWDLSTM, AWDLSTMConfig
 from firth.models.bert import SIZES, Bert, BertConfig
 from firth.models.elmo import Elmo, ElmoConfig
@@ -10,9 +11,17 @@ from firth.models.gpt import GPT, GPTConfig
 from firth.models.static import Static, StaticConfig
 
 ModelConfig = (
-    BertConfig | GPTConfig | EncoderDecoderConfig | ElmoConfig | AWDLSTMConfig | StaticConfig
+    BertConfig
+    | GPTConfig
+    | EncoderDecoderConfig
+    | ElmoConfig
+    | AWDLSTMConfig
+    | Seq2SeqConfig
+    | StaticConfig
 )
-LanguageModelNetwork = Bert | GPT | EncoderDecoder | Elmo | AWDLSTM | Static
+SourceToTarget = EncoderDecoder | Seq2Seq
+"""Networks whose encoder reads a source, for which their decoder writes a target."""
+LanguageModelNetwork = Bert | GPT | SourceToTarget | Elmo | AWDLSTM | Static
 
 MODELS: dict[str, tuple[type[ModelConfig], type[LanguageModelNetwork]]] = {
     "BertConfig": (BertConfig, Bert),
@@ -20,6 +29,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[LanguageModelNetwork]]] = {
     "EncoderDecoderConfig": (EncoderDecoderConfig, EncoderDecoder),
     "ElmoConfig": (ElmoConfig, Elmo),
     "AWDLSTMConfig": (AWDLSTMConfig, AWDLSTM),
+    "Seq2SeqConfig": (Seq2SeqConfig, Seq2Seq),
     "StaticConfig": (StaticConfig, Static),
 }
 """Name of a configuration to its class and its network."""
@@ -48,6 +58,9 @@ __all__ = [
     "GPTConfig",
     "LanguageModelNetwork",
     "ModelConfig",
+    "Seq2Seq",
+    "Seq2SeqConfig",
+    "SourceToTarget",
     "Static",
     "StaticConfig",
     "build",

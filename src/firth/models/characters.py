@@ -113,13 +113,14 @@ class CharacterEncoder(nn.Module):
         super().__init__()
         self.widths = tuple(width for width, _ in filters)
         self.characters = nn.Embedding(NUM_CHARACTERS, dim)
-        self.filters = nn.ModuleList(nn.Linear(width * dim, number) for width, number in filters)
+        convolutions = [nn.Linear(width * dim, number) for width, number in filters]
+        self.filters = nn.ModuleList(convolutions)
         size = sum(number for _, number in filters)
         self.highways = nn.ModuleList(Highway(size) for _ in range(num_highway))
         self.projection = nn.Linear(size, output_size)
         self.activation = activation
         nn.init.uniform_(self.characters.weight, -1, 1)
-        for convolution in self.filters:
+        for convolution in convolutions:
             if activation == "relu":
                 nn.init.uniform_(convolution.weight, -0.05, 0.05)
             else:
@@ -156,6 +157,7 @@ class CharacterEncoder(nn.Module):
         for width, convolution in zip(self.widths, self.filters, strict=True):
             # (W, places, width * dim): each place with those that follow it.
             windows = self.characters(characters.unfold(1, width, 1)).flatten(2)
+            assert isinstance(convolution, nn.Linear)
             scores = F.linear(windows, convolution.weight)
             # Bias and activation rise with their argument: after the maximum they cost less.
             maxima.append(act(scores.max(dim=1).values + convolution.bias))

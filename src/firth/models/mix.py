@@ -7,15 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firth.models.layers import Dropout, LayerNorm
+from firth.protocols import Unit
 
 Pooling = Literal["first", "mean", "max", "last"]
+WordPooling = Literal["first", "last", "mean"]
 
 
 class LayerMix(nn.Module):
     """gamma sum_j s_j h_j, with s = softmax(w) (Peters et al. 2018, eq. 1).
 
-    The paper's optional layer norm of each h_j (here without gain or bias) makes layers of
-    different scales comparable; `penalty` is its lambda ||w||^2 regulariser.
+    w begins at 0 and gamma at 1: the plain average. The paper's optional layer norm of each h_j
+    (section 3.2) makes layers of different scales comparable; `penalty` is the ||w||^2 of its
+    regulariser (section 3.3). The norm is that of Ba et al. 2016, which the paper cites: over the D
+    values of a token, without gain or bias. The published program norms over all tokens of a batch
+    together, so that a sentence's vector would depend on its neighbours.
     """
 
     def __init__(self, num_layers: int, *, layer_norm: bool = False) -> None:
@@ -67,6 +72,34 @@ def pool(hidden: Tensor, starts: Tensor, how: Pooling) -> Tensor:
     return reduced.to(hidden.dtype)
 
 
+def pool_words(states: Tensor, words: Tensor, how: WordPooling) -> Tensor:
+    """One vector a word: its first token's, as in Devlin et al. 2019 (section 5.3), last or mean.
+
+    Args:
+        states: (N, ...) of the tokens.
+        words: (M, 2) first token of each word, and the one after its last.
+        how: which; the last has seen the whole word where a model reads from left to right.
+
+    Returns:
+        (M, ...) in float32 for the mean; zeros for a word without tokens.
+    """
+    begin, lengths = words[:, 0], words[:, 1] - words[:, 0]
+    if how == "mean":
+        owner = torch.repeat_interleave(lengths)  # (tokens of words)
+        firsts = (begin - (lengths.cumsum(0) - lengths))[owner]
+        inside = states[firsts + torch.arange(len(owner), device=states.device)].float()
+        sums = inside.new_zeros(len(words), *states.shape[1:]).index_add(0, owner, inside)
+        return sums / _like(lengths.clamp(min=1), sums)
+    chosen = begin if how == "first" else words[:, 1] - 1
+    found = states[chosen.clamp(0, len(states) - 1)]
+    return torch.where(_like(lengths, found) > 0, found, found.new_zeros(()))
+
+
+def _like(values: Tensor, states: Tensor) -> Tensor:
+    """(M) values with as many dimensions as (M, ...) states."""
+    return values.view(-1, *[1] * (states.ndim - 1))
+
+
 class SequenceHead(nn.Module):
     """Scores for a whole sequence: W2 dropout(norm(act(W1 pooled))) + b.
 
@@ -74,6 +107,8 @@ class SequenceHead(nn.Module):
     al. 2019, section 4.1) and RoBERTa's head; "relu" is DistilBERT's; "gelu" with a norm and
     without `dense_bias` is ModernBERT's.
     """
+
+    unit: Unit = "sequence"
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ class SequenceToSequence:
 
     label_smoothing: float = 0.0
 
-    models: ClassVar[tuple[str, ...]] = ("EncoderDecoderConfig",)
+    models: ClassVar[tuple[str, ...]] = ("EncoderDecoderConfig", "Seq2SeqConfig")
     """Configurations of the networks that can learn it."""
     spare: ClassVar[int] = 0
     """Tokens it adds to a sequence."""

@@ -14,6 +14,7 @@ from firth.models import (
     EncoderDecoderConfig,
     GPTConfig,
     ModelConfig,
+    Seq2SeqConfig,
 )
 from firth.objectives import (
     CausalLM,
@@ -24,10 +25,14 @@ from firth.objectives import (
     SentencePairs,
     SpanBoundary,
     SpanCorruption,
+    WordContext,
 )
 from firth.training import BUDGETS, Training
 
 logger = logging.getLogger(__name__)
+
+_OF_WORD_VECTORS = {*BUDGETS, "batch_tokens", "seed", "accumulation"}
+"""Training settings that static word vectors heed, or refuse."""
 
 Packing = Literal["documents", "full", "streams"]
 
@@ -262,8 +267,13 @@ def _without_effect(
             idle["pair_head"] = "only the objective SentencePairs trains it"
         if model.boundary_places and not isinstance(objective, SpanBoundary):
             idle["boundary_places"] = "only the objective SpanBoundary trains them"
+    if isinstance(model, Seq2SeqConfig):
+        idle["reverse"] = "additive attention reads both ways" if model.bidirectional else ""
     if "spans" in settings.get("data", ()) and not _masks_spans(objective):
         yield "data.spans", "only objective.units entity and objective.noise salient mask them"
+    if isinstance(objective, WordContext):
+        for name in settings.get("training", {}).keys() - _OF_WORD_VECTORS:
+            yield f"training.{name}", "word vectors have a loop and a rate of their own"
     for name, reason in idle.items():
         if reason and name in settings.get("model", ()):
             yield f"model.{name}", reason

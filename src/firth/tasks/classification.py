@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from firth.config import suggest
 from firth.errors import ConfigError, DataError
-from firth.protocols import Example, Loss, Report
+from firth.protocols import Example, Loss, Report, Scores, Unit
 from firth.tasks import cells, metrics
 from firth.tasks.tables import Column, Quotes, column_number, read_rows
 
@@ -59,6 +59,8 @@ class Classification:
     times `scale`, and `shift` added to the bias.
     """
 
+    unit: ClassVar[Unit] = "sequence"
+
     text: Column = "text"
     """Column of the text: its name, or its number counted from 1, as 4 or "4"."""
     text_pair: Column | None = None
@@ -92,6 +94,14 @@ class Classification:
                 f"metric is {self.metric!r}, which kind={self.kind!r} does not report; "
                 f"{suggest(self.metric, METRICS[self.kind])}"
             )
+
+    def example(self, text: Any) -> Example:
+        """A text (a string or a list of words), or a pair of them where the task is about pairs."""
+        if self.text_pair is None:
+            return Example(texts=(text,))
+        if isinstance(text, str) or len(text) != 2:
+            raise ConfigError("this task is about pairs of texts: give (first, second) for each")
+        return Example(texts=tuple(text))
 
     def read(self, path: str | Path, *, labelled: bool = True) -> list[Example]:
         """The rows of a csv, tsv or jsonl file, also .gz or .zst; a jsonl text may be a word list.
@@ -196,13 +206,13 @@ class Classification:
             total = F.mse_loss(scores[:, 0], targets, reduction="sum")
         return Loss(total=total, count=scores.shape[0])
 
-    def decode(self, scores: np.ndarray) -> list[Prediction]:
-        """(B, K) scores to an answer and its probabilities for each example."""
+    def decode(self, scores: Scores, examples: Sequence[Example] = ()) -> list[Prediction]:
+        """(B, K) scores to an answer and its probabilities for each; texts are not looked at."""
         answers = self._answers(scores)
         if self.kind == "regression":
             values = answers.astype(np.float64) * self.scale + self.shift
             return [Prediction(label=value) for value in values.tolist()]
-        logits = torch.tensor(scores, dtype=torch.float64)
+        logits = torch.tensor(np.asarray(scores), dtype=torch.float64)
         single = self.kind == "single"
         rows = (logits.softmax(dim=1) if single else logits.sigmoid()).tolist()
         return [
@@ -213,7 +223,7 @@ class Classification:
             for answer, row in zip(answers, rows, strict=True)
         ]
 
-    def evaluate(self, scores: np.ndarray, examples: Sequence[Example]) -> Report:
+    def evaluate(self, scores: Scores, examples: Sequence[Example]) -> Report:
         """All metrics of the kind for finite scores (B, K) of B labelled examples.
 
         The details hold `per_class` (precision, recall, F1, count), for single classes `confusion`
@@ -237,13 +247,13 @@ class Classification:
             details=details,
         )
 
-    def degenerate(self, scores: np.ndarray, examples: Sequence[Example]) -> bool:
+    def degenerate(self, scores: Scores, examples: Sequence[Example]) -> bool:
         """Whether all examples get one answer though their labels differ, or a score is not finite.
 
         Fine-tuning on few examples sometimes collapses so, to the most frequent class or (in a
         regression) to a constant, and is best started again with another seed.
         """
-        if not np.isfinite(scores).all():
+        if not np.isfinite(np.asarray(scores)).all():
             return True
         answers, targets = self._answers(scores), self.targets(examples)
         if (targets == targets[0]).all():
@@ -252,11 +262,12 @@ class Classification:
             return bool(answers.std() < COLLAPSED)
         return bool((answers == answers[0]).all())
 
-    def _answers(self, scores: np.ndarray) -> np.ndarray:
+    def _answers(self, scores: Scores) -> np.ndarray:
         """(B) int64 class ids, (B, K) booleans, or (B) standardised values."""
+        rows = np.asarray(scores)
         if self.kind == "single":
-            return scores.argmax(axis=1)
-        return scores > 0 if self.kind == "multi_label" else scores[:, 0]
+            return rows.argmax(axis=1)
+        return rows > 0 if self.kind == "multi_label" else rows[:, 0]
 
     def _chosen(self, answer: np.ndarray) -> tuple[str, ...]:
         return tuple(self.labels[i] for i in np.flatnonzero(answer))

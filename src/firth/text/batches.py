@@ -1,10 +1,10 @@
 """Batches as pure functions of (data, seed, step): no loader state, nothing to restore.
 
 `PackedSequences` serves pre-training: pieces of documents, shuffled anew each epoch, up to a token
-budget. `BucketedSequences` serves tasks: labelled sequences of nearly one length together.
+budget. `BucketedBatches` serves tasks: examples of nearly one length together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -253,8 +253,8 @@ def length_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     return [*groups, order[begin:]] if len(order) else []
 
 
-class BucketedSequences:
-    """batch(step) of labelled sequences: `batch_size` of nearly one length together.
+class BucketedBatches:
+    """batch(step) of examples: `batch_size` of nearly one length together.
 
     Each epoch shuffles, sorts windows of fifty batches by length, and shuffles the batches: lengths
     mix across steps but not within one (the `group_by_length` of other tools).
@@ -264,34 +264,38 @@ class BucketedSequences:
 
     def __init__(
         self,
-        ids: Sequence[np.ndarray],
-        targets: np.ndarray,
+        lengths: np.ndarray,
+        lay: Callable[[np.ndarray], Batch],
         *,
-        segments: Sequence[np.ndarray] | None = None,
         batch_size: int,
         seed: int,
     ) -> None:
-        if not len(ids):
+        """Buckets examples.
+
+        Args:
+            lengths: of each example.
+            lay: lays the examples of some indexes end to end.
+            batch_size: examples in a batch.
+            seed: of the order.
+
+        Raises:
+            DataError: if there are no examples.
+        """
+        if not len(lengths):
             raise DataError("there are no labelled examples to draw from")
-        self.ids, self.targets, self.segments = ids, targets, segments
+        self.lengths, self.lay = lengths, lay
         self.batch_size, self.seed = batch_size, seed
-        self.lengths = np.array([len(one) for one in ids])
-        self.steps_per_epoch = -(-len(ids) // batch_size)
+        self.steps_per_epoch = -(-len(lengths) // batch_size)
         self._epochs: dict[int, list[np.ndarray]] = {}
 
     def __call__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.steps_per_epoch)
-        chosen = self._batches(epoch)[place]
-        return collate(
-            [self.ids[i] for i in chosen],
-            None if self.segments is None else [self.segments[i] for i in chosen],
-            self.targets[chosen],
-        )
+        return self.lay(self._batches(epoch)[place])
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         if epoch not in self._epochs:
             rng = random_stream(self.seed, _ORDER, epoch)
-            order = rng.permutation(len(self.ids))
+            order = rng.permutation(len(self.lengths))
             wide = self.window * self.batch_size
             windows = [order[i : i + wide] for i in range(0, len(order), wide)]
             order = np.concatenate([w[np.argsort(self.lengths[w], kind="stable")] for w in windows])

@@ -140,7 +140,7 @@ class WordReader:
         offsets = np.stack([ends - lengths, ends], axis=1).reshape(-1, 2)
         kept = np.flatnonzero([bool(word.strip()) for word in words])
         unknown = self._vocabulary.unknown
-        surface = [words[i] for i in kept]
+        surface = [words[i] for i in kept.tolist()]
         known = map(self._known, map(self._normal, surface))
         ids = self._ids(surface, [unknown if index is None else index for index in known])
         return self._encoding(" ".join(words), ids, offsets[kept], kept)

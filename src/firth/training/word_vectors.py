@@ -175,10 +175,10 @@ class NegativeSampling:
         if not counts.any():
             raise DataError("no word of the vocabulary is in the text; check both")
         self.counts = counts
-        self._keep = keep_probabilities(counts, objective.subsample)
         odds, alias = alias_table(np.where(counts > 0, counts, 1) ** objective.power * (counts > 0))
         self._row_starts, self._rows = input_rows(words, config)
-        self._drawing = (odds, alias, self._compiled.SIGMOID_TABLE)
+        keep = keep_probabilities(counts, objective.subsample)
+        self._sampling = (keep, odds, alias, self._compiled.SIGMOID_TABLE)
         size, rng = config.hidden_size, random_stream(seed, _BEGIN, 0)
         rows = config.vocab_size + config.buckets
         inputs = rng.random((rows, size), np.float32)
@@ -222,12 +222,10 @@ class NegativeSampling:
         inputs, outputs = self.arrays["inputs"], self.arrays["outputs"]
         how = (self.objective.window, self.objective.negatives, np.float32(rate), draw, report)
         if isinstance(self.objective, CBOW):
-            found: Any = compiled.cbow(*text, inputs, outputs, self._keep, *self._drawing, *how)
+            found: Any = compiled.cbow(*text, inputs, outputs, self._sampling, how)
         else:
             rows = (self._row_starts, self._rows)
-            found = compiled.skip_gram(
-                *text, inputs, outputs, *rows, self._keep, *self._drawing, *how
-            )
+            found = compiled.skip_gram(*text, inputs, outputs, *rows, self._sampling, how)
         return Done(*found, len(text[0]), time.perf_counter() - begin)
 
 

@@ -1,0 +1,154 @@
+"""`adapt`: teaching a language model a task, for several seeds."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from firth.adaptation import Adaptation, FineTuning
+from firth.adaptation.fitting import Fitted, with_restarts
+from firth.adaptation.network import AdaptedNetwork, EncodedExamples
+from firth.api.adapted import AdaptedModel, AnyTask, SeedResult, family_head
+from firth.api.language_model import LanguageModel
+from firth.config import from_dict
+from firth.errors import ConfigError, DataError, DivergedError
+from firth.protocols import Example
+from firth.tasks import TASKS
+from firth.tasks.classification import Classification
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: tuple[list[Example], Any]
+    dev: tuple[list[Example], Any]
+
+
+def adapt(
+    lm: LanguageModel,
+    task: AnyTask,
+    train: Sequence[Example] | str | Path,
+    adaptation: Adaptation | None = None,
+    *,
+    dev: Sequence[Example] | str | Path | None = None,
+    seeds: Sequence[int] = (0,),
+) -> AdaptedModel:
+    """Teaches a copy of a language model a task; the model itself stays as it was.
+
+    Args:
+        lm: the language model.
+        task: what to learn; its labels are fixed from the training examples.
+        train: labelled examples, or a file of them.
+        adaptation: how; full fine-tuning by default.
+        dev: labelled examples to stop on and to choose by; by default a tenth of `train`.
+        seeds: of initialisation and order; the seed that is best on dev is kept, all are reported.
+
+    Returns:
+        The adapted model.
+
+    Raises:
+        DataError: if a file cannot be read, or there are too few examples.
+        DivergedError: if every seed, restarts included, gave a degenerate run.
+    """
+    if not seeds:
+        raise ConfigError("seeds is empty; give at least one seed, for instance (0,)")
+    adaptation = adaptation or FineTuning()
+    train = task.read(train) if isinstance(train, (str, Path)) else list(train)
+    dev = task.read(dev) if isinstance(dev, (str, Path)) else dev
+    if dev is None:
+        train, dev = _hold_out(train)
+    task = _with_labels(task, train, dev)
+    length = min(adaptation.max_length, lm.max_length)
+
+    def prepare(part: Sequence[Example]) -> tuple[list[Example], Any]:
+        encoded = EncodedExamples.of(part, lm.tokenizer, length, task.unit)
+        make = partial(_network, lm, task, adaptation, seeds[0])
+        return list(part), adaptation.prepare(make, encoded)
+
+    data = _Data(prepare(train), prepare(dev))
+    results = [_fit_seed(lm, task, data, adaptation, seed) for seed in seeds]
+    if all(fitted.degenerate for fitted in results):
+        raise DivergedError(
+            f"every run was degenerate (dev {results[0].report.main} "
+            f"{results[0].report.score:.3f}); lower the learning rate (now {adaptation.lr:g}), "
+            "train longer, or look at the labels"
+        )
+    best = max(results, key=lambda fitted: (not fitted.degenerate, fitted.report.score))
+    network = _network(lm, task, adaptation, best.seed)
+    network.load_state_dict(best.weights, strict=False)
+    seen = tuple(
+        SeedResult(seed=f.seed, metrics=f.report.metrics, steps=f.steps, degenerate=f.degenerate)
+        for f in results
+    )
+    return AdaptedModel(
+        network.eval(),
+        task,
+        lm.tokenizer,
+        replace(adaptation, max_length=length),
+        seen,
+        lm.precision,
+    )
+
+
+def _with_labels(task: AnyTask, train: Sequence[Example], dev: Sequence[Example]) -> AnyTask:
+    """The task with the labels of both parts; a rare one may be in dev alone."""
+    values = isinstance(task, Classification) and task.kind == "regression"
+    return task.fit_labels(train if values else [*train, *dev])
+
+
+def _network(lm: LanguageModel, task: AnyTask, adaptation: Adaptation, seed: int) -> AdaptedNetwork:
+    torch.manual_seed(seed)
+    head = family_head(lm.model, task, adaptation)
+    network = adaptation.network(lm.model, head, seed)
+    return network.to(next(lm.model.parameters()).device)
+
+
+def _fit_seed(
+    lm: LanguageModel, task: AnyTask, data: _Data, adaptation: Adaptation, seed: int
+) -> Fitted:
+    def run(one: int) -> Fitted:
+        network = _network(lm, task, adaptation, one)
+        fitted = adaptation.fit(network, task, data.train, data.dev, one)
+        logger.info(
+            "seed %d: dev %s %.4f after %d steps",
+            one,
+            fitted.report.main,
+            fitted.report.score,
+            fitted.steps,
+        )
+        return fitted
+
+    return with_restarts(run, seed, adaptation.restarts)
+
+
+def _hold_out(examples: list[Example], share: float = 0.1) -> tuple[list[Example], list[Example]]:
+    if len(examples) < 20:
+        raise DataError(
+            f"{len(examples)} labelled examples are too few to hold a dev part out; give one with "
+            "--dev"
+        )
+    order = np.random.default_rng(0).permutation(len(examples))
+    count = max(5, round(share * len(examples)))
+    logger.info("no dev examples were given: %d of the training examples are held out", count)
+    held = {int(i) for i in order[:count]}
+    return (
+        [e for i, e in enumerate(examples) if i not in held],
+        [e for i, e in enumerate(examples) if i in held],
+    )
+
+
+def read_task(name: str, **settings: Any) -> AnyTask:
+    """The task called `name` with its settings.
+
+    Raises:
+        ConfigError: if there is no such task.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return from_dict(TASKS[name], settings)

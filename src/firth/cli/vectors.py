@@ -1,0 +1,30 @@
+"""`firth export`: the word vectors of a static model, as a file for other programs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from firth.api import LanguageModel, load
+from firth.cli.options import parse
+from firth.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the vectors of a static model's words for gensim, fastText and others."""
+
+    model: tyro.conf.Positional[str]
+    """A run of word2vec, glove or fasttext, or a file of word vectors."""
+    file: tyro.conf.Positional[str]
+    """NAME.vec or NAME.txt for text, NAME.bin for word2vec's binary format."""
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Runs the verb."""
+    options = parse(Export, arguments, "export")
+    model = load(options.model, device="cpu")
+    if not isinstance(model, LanguageModel):
+        raise ConfigError(f"{options.model} is an adapted model; give the run it came from")
+    count = model.save_word_vectors(options.file)
+    print(f"{options.file}\t{count}x{model.model.config.hidden_size}")

@@ -1,0 +1,277 @@
+"""What is done with word vectors: files, neighbours, judgements of similarity, translation."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import firth
+from firth.api.word_vectors import vocabulary_vectors
+from firth.cli import main
+from firth.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from firth.inference.bilingual import (
+    build_dictionary,
+    ibm_model_1,
+    pairs_with_vectors,
+    precision_at_1,
+    rotation,
+    translate,
+)
+from firth.inference.word_similarity import analogy, nearest_words
+from firth.interop.word_vectors import read_word_vectors, write_word_vectors
+from firth.models import Static
+from firth.protocols import Report
+from firth.tasks.word_similarity import read_similarity_sets, similarity_report
+
+WORDS = ["the", "Häuser", "中文", "don't", "x_1", "naïve"]
+
+
+@pytest.fixture
+def vectors() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(len(WORDS), 7)) * 10.0 ** rng.integers(-6, 6, (1, 7))).astype("f4")
+
+
+@pytest.mark.parametrize("name", ["v.vec", "v.txt", "v.bin"])
+def test_files_give_back_every_bit(name, vectors, tmp_path):
+    write_word_vectors(tmp_path / name, WORDS, vectors)
+    words, found = read_word_vectors(tmp_path / name)
+    assert words == WORDS
+    np.testing.assert_array_equal(found, vectors)
+
+
+@pytest.mark.parametrize(("name", "binary"), [("v.vec", False), ("v.bin", True)])
+def test_gensim_reads_what_we_write_and_we_what_it_writes(name, binary, vectors, tmp_path):
+    keyed = pytest.importorskip("gensim.models.keyedvectors").KeyedVectors
+    write_word_vectors(tmp_path / name, WORDS, vectors)
+    theirs = keyed.load_word2vec_format(tmp_path / name, binary=binary)
+    assert theirs.index_to_key == WORDS
+    np.testing.assert_allclose(theirs.vectors, vectors, rtol=1e-6)
+    theirs.save_word2vec_format(str(tmp_path / f"theirs-{name}"), binary=binary)
+    words, found = read_word_vectors(tmp_path / f"theirs-{name}")
+    assert words == WORDS
+    np.testing.assert_allclose(found, vectors, rtol=1e-6)
+
+
+def test_files_of_glove_have_no_first_line(tmp_path):
+    (tmp_path / "glove.txt").write_text("the 0.5 -1 2e-3\nof 1 2 3\na b 4 5 6\nthe 9 9 9\n")
+    words, found = read_word_vectors(tmp_path / "glove.txt")
+    assert words == ["the", "of", "a b"]
+    np.testing.assert_allclose(found, [[0.5, -1, 2e-3], [1, 2, 3], [4, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("v.vec", b"2 3\nthe 1 2 3\n", "its first line says 2"),
+        ("v.vec", b"2 3\nthe 1 2 3\nof 1 2\n", "line 3"),
+        ("v.vec", b"the cat sat on\n", "line 1"),
+        ("v.vec", b"", "no word vectors"),
+        ("v.bin", b"2 3\nthe " + bytes(12), "ends after 1 of 2"),
+        ("v.bin", b"hello\n", "numbers of words and dimensions"),
+    ],
+)
+def test_damaged_files_are_refused(name, content, found, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=found):
+        read_word_vectors(tmp_path / name)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "model.bin").write_bytes((793712314).to_bytes(4, "little") + bytes(50))
+    with pytest.raises(UnsupportedError, match="fastText"):
+        read_word_vectors(tmp_path / "model.bin")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_word_vectors(tmp_path / "v.vec", ["a b"], np.zeros((1, 2)))
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(ConfigError, match="word vectors"):
+        firth.load(tmp_path / "notes.md")
+    with pytest.raises(CheckpointError, match="no such directory"):
+        firth.load(tmp_path / "none.vec")
+
+
+@pytest.mark.parametrize("words", [WORDS, ["the", "don't", "stop"], ["中文", "是"]])
+def test_a_file_loads_as_a_model(words, tmp_path, vectors):
+    rows = np.tile(vectors, (2, 1))[: len(words)]
+    write_word_vectors(tmp_path / "v.vec", words, rows)
+    lm = firth.load(tmp_path / "v.vec")
+    assert isinstance(lm, firth.LanguageModel)
+    assert [vocabulary_vectors(lm)[0], len(lm.model.layers)] == [words, 0]
+    found = lm.embed([words, [*words[::-1], "unseen"]], unit="word")
+    np.testing.assert_array_equal(found[0].vectors, rows)
+    np.testing.assert_array_equal(found[1].vectors, [*rows[::-1], 0 * rows[0]])
+    if "stop" in words:  # a vocabulary without capitals
+        np.testing.assert_array_equal(lm.embed(["Stop THE"], unit="word")[0].vectors[0], rows[2])
+    lm.save(tmp_path / "run")
+    again = firth.load(tmp_path / "run").embed([words], unit="word")[0].vectors
+    np.testing.assert_array_equal(again, rows)
+    with pytest.raises(UnsupportedError):
+        lm.logits(["the"])
+
+
+def test_nearest_words_and_analogies():
+    words = ["king", "queen", "man", "woman", "tree"]
+    vectors = np.array([[2, 2, 0], [2, -2, 0], [0, 1, 0.5], [0, -1, 0.5], [-1, 0, 3]], "f4")
+    found = nearest_words(vectors, words, "king", 2)
+    assert found[0] == ("man", pytest.approx(2 / math.sqrt(8 * 1.25)))
+    assert [word for word, _ in found] == ["man", "queen"]
+    assert nearest_words(vectors, words, np.array([0, -3, 0.1]), 1)[0][0] == "woman"
+    assert nearest_words(vectors, words, np.ones(3), 9, without=["tree"])[-1][0] != "tree"
+    assert analogy(vectors, words, "man", "king", "woman", 1)[0][0] == "queen"
+    with pytest.raises(ConfigError, match="emperor"):
+        analogy(vectors, words, "man", "emperor", "woman")
+    with pytest.raises(ConfigError, match="norm 0"):
+        nearest_words(vectors, words, np.zeros(3))
+
+
+def test_similarity_counts_the_pairs_that_are_known(tmp_path):
+    (tmp_path / "set.txt").write_text("a b 3\na\tc\t2\r\nb c 1\na unknown 9\n\n")
+    (tmp_path / "other.txt").write_text("unknown a 1\nunknown b 2\n")
+    rows = {"a": [1, 0], "b": [0.9, 0.1], "c": [0.5, 0.5]}
+    report = similarity_report(
+        read_similarity_sets(tmp_path), lambda words: np.array([rows.get(w, [0, 0]) for w in words])
+    )
+    assert report.details["sets"]["set"] == {
+        "pairs": 4,
+        "covered": 3,
+        "coverage": 0.75,
+        "spearman": pytest.approx(0.5),  # cosines: ab, bc, ac; judgements: ab, ac, bc
+    }
+    assert report.details["sets"]["other"]["spearman"] == 0
+    assert report.metrics == {"spearman": pytest.approx(0.25), "coverage": pytest.approx(0.375)}
+    (tmp_path / "set.txt").write_text("a b\n")
+    with pytest.raises(DataError, match="line 1"):
+        read_similarity_sets(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def wiki_run(shared, tmp_path_factory):
+    """Skip-gram on about 400,000 words of Simple English Wikipedia."""
+    zstandard = pytest.importorskip("zstandard")
+    source = shared / "data" / "english-10m" / "simple_wiki.train.txt.zst"
+    with source.open("rb") as file:
+        text = zstandard.ZstdDecompressor().stream_reader(file).read(2_400_000)
+    folder = tmp_path_factory.mktemp("wiki")
+    (folder / "text.txt").write_bytes(text.rpartition(b"\n")[0])
+    chosen = firth.recipe("word2vec").with_settings(
+        {"model.hidden_size": 64, "objective.lr": 0.05, "training.epochs": 6}
+    )
+    corpus = firth.Corpus.from_files(folder / "text.txt", documents="line")
+    firth.pretrain(chosen, corpus, folder / "run")
+    return folder / "run"
+
+
+def test_vectors_of_real_text_agree_with_people(wiki_run, shared):
+    lm = firth.load(wiki_run)
+    sets = shared / "data" / "word-similarity"
+    learned: Report = lm.word_similarity(sets)
+    torch.manual_seed(0)
+    untrained = firth.LanguageModel(Static(lm.model.config), lm.tokenizer)
+    random = untrained.word_similarity(sets)
+    for name in ("EN-MEN-TR-3k", "EN-WS-353-ALL"):
+        both = [report.details["sets"][name]["spearman"] for report in (learned, random)]
+        assert both[0] > 0.2
+        assert both[0] > both[1] + 0.1  # pairs of a word with itself help random ones too
+    assert len(learned.details["sets"]) == 13
+    assert learned.details["sets"]["EN-MEN-TR-3k"]["coverage"] > 0.5
+
+
+def test_the_command_line(wiki_run, shared, tmp_path, capsys):
+    sets = shared / "data" / "word-similarity" / "EN-WS-353-ALL.txt"
+    assert main(["evaluate", str(wiki_run), str(sets), "--suite", "word-similarity"]) == 0
+    plain = capsys.readouterr().out
+    command = ["evaluate", str(wiki_run), str(sets), "--suite", "word-similarity", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert f"spearman\t{report['spearman']:.4f}" in plain
+    assert main([*command, "--limit", "5"]) == 2
+    assert main(["export", str(wiki_run), str(tmp_path / "v.vec")]) == 0
+    words, vectors = read_word_vectors(tmp_path / "v.vec")
+    lm = firth.load(wiki_run)
+    np.testing.assert_array_equal(
+        lm.embed([["water"]], unit="word")[0].vectors[0], vectors[words.index("water")]
+    )
+    assert main(["export", str(wiki_run), str(tmp_path / "v.npy")]) == 2
+    assert main(["inspect", str(wiki_run)]) == 0
+    assert "word2vec" in capsys.readouterr().out
+
+
+def test_contextual_models_have_no_vector_of_a_word(tiny_run, tmp_path):
+    with pytest.raises(UnsupportedError, match="depend on the context"):
+        firth.load(tiny_run).save_word_vectors(tmp_path / "v.vec")
+
+
+def turned(seed: int, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    source = rng.normal(size=(300, 20))
+    return source, source @ turn + noise * rng.normal(size=(300, 20)), turn
+
+
+def test_procrustes_recovers_a_rotation():
+    source, target, turn = turned(0)
+    found = rotation(source[:50], 3 * target[:50])
+    np.testing.assert_allclose(found, turn, atol=1e-5)
+    np.testing.assert_allclose(found @ found.T, np.eye(20), atol=1e-5)
+    np.testing.assert_array_equal(translate(source @ found, target), np.arange(300))
+    np.testing.assert_array_equal(translate(source @ found, target, csls=0), np.arange(300))
+
+
+def test_csls_is_the_formula():
+    source, target, _ = turned(1, noise=1.0)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (source, target)]
+    cosines = unit[0] @ unit[1].T
+    near_source = np.sort(cosines, axis=1)[:, -7:].mean(1)
+    near_target = np.sort(cosines, axis=0)[-7:].mean(0)
+    expected = (2 * cosines - near_source[:, None] - near_target).argmax(1)
+    np.testing.assert_array_equal(translate(source, target, csls=7), expected)
+    rows = np.array([5, 200, 17])
+    np.testing.assert_array_equal(translate(source, target, rows=rows, csls=7), expected[rows])
+    assert (expected != cosines.argmax(1)).any()
+
+
+def test_precision_takes_any_translation_of_a_word():
+    source, target, _ = turned(2)
+    words, others = [f"s{i}" for i in range(300)], [f"t{i}" for i in range(300)]
+    pairs = [(f"s{i}", f"t{i}") for i in range(100)]
+    known = pairs_with_vectors([*pairs, ("s1", "none")], words, source, others, target)
+    mapped = source @ rotation(*known)
+    asked = [("s200", "t200"), ("s200", "t3"), ("s201", "t4"), ("s1", "none")]
+    found = precision_at_1(words, mapped, others, target, asked)
+    assert (found.share, found.num_words, found.num_missing) == (0.5, 2, 1)
+    with pytest.raises(DataError, match="no pair"):
+        precision_at_1(words, mapped, others, target, [("x", "y")])
+
+
+def test_model_1_converges_as_in_the_textbook():
+    """The three sentences of Koehn 2010, figure 4.4: das Haus, das Buch, ein Buch."""
+    source = [np.array([0, 1]), np.array([0, 2]), np.array([3, 2])]
+    target = [np.array([0, 1]), np.array([0, 2]), np.array([3, 2])]
+    table = ibm_model_1(source, target, iterations=1)
+    found = dict(zip(zip(table.given, table.words, strict=True), table.probabilities, strict=True))
+    # One step from equal probabilities, the empty word being a third source of each word.
+    assert found[0, 0] == pytest.approx(0.5)
+    assert found[0, 1] == pytest.approx(0.25)
+    assert found[2, 2] == pytest.approx(0.5)
+    table = ibm_model_1(source, target, iterations=50)
+    found = dict(zip(zip(table.given, table.words, strict=True), table.probabilities, strict=True))
+    assert min(found[0, 0], found[1, 1], found[2, 2], found[3, 3]) > 0.95
+    for e in (-1, 0, 1, 2, 3):
+        assert sum(p for (given, _), p in found.items() if given == e) == pytest.approx(1)
+
+
+def test_a_dictionary_of_parallel_text(shared):
+    import gzip
+
+    sides = []
+    for language in ("de", "en"):
+        path = shared / "data" / "multi30k" / f"train.{language}.gz"
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            sides.append([line.lower().split() for line, _ in zip(file, range(4000), strict=False)])
+    pairs = build_dictionary(*sides)
+    assert len(pairs) > 300
+    assert {("mann", "man"), ("hund", "dog"), ("und", "and"), ("wasser", "water")} <= set(pairs)
+    with pytest.raises(DataError, match="as many"):
+        build_dictionary(sides[0], sides[1][:-1])
