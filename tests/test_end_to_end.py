@@ -756,9 +756,10 @@ def test_recipes():
     assert set(strict_json(good("recipes", "--json"))) == set(names)
     for name in names:
         shown = good("recipes", "show", name, "--size", "tiny")
-        assert "model.hidden_size = 128" in shown
+        setting, size = {"elmo": ("projection_size", 64)}.get(name, ("hidden_size", 128))
+        assert f"model.{setting} = {size}" in shown
         whole = strict_json(good("recipes", "show", name, "--size", "tiny", "--json"))
-        assert whole["model"]["hidden_size"] == 128
+        assert whole["model"][setting] == size
         assert whole["name"] == name
     result = run("recipes", "show", "bart")
     assert result.code == 2

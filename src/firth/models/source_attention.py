@@ -5,6 +5,7 @@ Notation: s_t is the decoder's state at step t, h_j the encoder's state at token
     a_tj = exp(score(s, h_j)) / sum_k exp(score(s, h_k)),   c_t = sum_j a_tj h_j
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -59,16 +60,16 @@ class Source:
         return Source(states, keys, self.hidden[rows])
 
 
-class _Attention(nn.Module):
+class _Attention(nn.Module, ABC):
     """What both kinds of scores share."""
 
     def keys(self, states: Tensor) -> Tensor:
         """(N, D) states of the source to what scores are made of."""
         return states
 
+    @abstractmethod
     def scores(self, state: Tensor, keys: Tensor) -> Tensor:
         """(B, S) scores of (B, S, A) keys for (B, D) states of the decoder."""
-        raise NotImplementedError
 
     def weights(self, state: Tensor, source: Source) -> Tensor:
         """(B, S) the shares a_tj of each source's tokens at one step."""

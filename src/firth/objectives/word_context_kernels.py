@@ -144,12 +144,13 @@ def score_targets(hidden: Any, outputs: Any, targets: Any, scores: Any) -> None:
 def learn_targets(
     hidden: Any, outputs: Any, targets: Any, lr: Any, table: Any, error: Any, steps: Any
 ) -> None:
-    """A gradient step on the outputs of one positive and its negatives; adds to `error` (D).
+    """A gradient step on the outputs of one positive and its negatives; their `error` (D) at h.
 
     For h = `hidden` and the output o of each target, with label 1 for the first and 0 for others:
     g = lr (label - sigmoid(h.o)), error += g o, o += g h. `steps` holds g in passing.
     """
     count = len(targets)
+    error[:] = np.float32(0.0)
     score_targets(hidden, outputs, targets, steps)
     for k in range(count):
         label = np.float32(1.0) if k == 0 else np.float32(0.0)
@@ -246,7 +247,6 @@ def skip_gram(
                         if words % report == 0:
                             total += loss_of(vector, outputs, these)
                             predictions += 1
-                        error[:] = np.float32(0.0)
                         learn_targets(vector, outputs, these, lr, table, error, steps)
                         move(vector, moves[j % places], error)
             if 0 <= i - window < count:
@@ -332,7 +332,6 @@ def cbow(
             if words % report == 0:
                 total += loss_of(hidden, outputs, these)
                 predictions += 1
-            error[:] = np.float32(0.0)
             learn_targets(hidden, outputs, these, lr, table, error, steps)
             for j in range(first, last):
                 if j != i:

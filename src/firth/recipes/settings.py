@@ -85,8 +85,8 @@ class Recipe:
     objective: Objective = field(default_factory=MaskedLM)
     data: DataSettings = field(default_factory=DataSettings)
     training: Training = field(default_factory=Training)
-    start: str = ""
-    """The model that training goes on from; empty where it begins with random weights."""
+    start: str | None = None
+    """The model that training goes on from; None where it begins with random weights."""
 
     def __post_init__(self) -> None:
         if self.data.max_length > self.model.max_length:

@@ -16,10 +16,10 @@ _LENGTHS, _PHASE = 4, 5
 class StreamedSequences:
     """batch(step) of B parallel streams, as a pure function of the step.
 
-    With `vary`, the length of a stretch is drawn anew in each step (Merity et al. 2018, section 4.1):
-    normal with deviation 5 around `length`, or around half of it with probability 0.05; the step's
-    learning rate is scaled by its share of `length`. The lengths of an epoch are scaled to fill it,
-    so that all epochs have as many steps. Each epoch begins at another place of the text.
+    With `vary`, the length of a stretch is drawn anew in each step (Merity et al. 2018, section
+    4.1): normal with deviation 5 around `length`, or around half of it with probability 0.05; the
+    step's learning rate is scaled by its share of `length`. The lengths of an epoch are scaled to
+    fill it, so that all epochs have as many steps. Each epoch begins at another place of the text.
     """
 
     def __init__(
