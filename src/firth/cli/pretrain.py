@@ -63,7 +63,8 @@ class Options:
     """A model to go on from, with its vocabulary and shape: continued pre-training, and the second
     stage of ULMFiT (recipe ulmfit)."""
     target: str | None = None
-    """For the recipes transformer and seq2seq: a file whose lines are what the lines of the corpus become."""
+    """For the recipes transformer and seq2seq: a file whose lines are what the lines of the corpus
+    become."""
     valid_target: str | None = None
     """The same for the held-out file."""
     documents: Literal["auto", "file", "block", "line"] = "auto"
