@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -89,16 +90,15 @@ def fit(
         at_step: called before each step with the steps done, for instance to freeze parameters.
     """
     state = State.begin(network, training) if state is None else state
-    names = _trained(network)
+    keep = partial(_fitted, network, _trained(network), training.seed)
     at_step(0)
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
     best: Fitted | None = None
     losses: list[float] = []
     waited, broken, collapsed = 0, False, False
     for step in steps(state, objective, batches, training, total_steps=total_steps):
-        if not np.isfinite(step.loss):
+        if broken := not np.isfinite(step.loss):
             logger.warning("seed %d: the loss became %s", training.seed, step.loss)
-            broken = True
             break
         losses.append(step.loss)
         at_step(step.step)
@@ -110,16 +110,16 @@ def fit(
         waited += 1
         if best is None or report.score > best.report.score:
             waited = 0
-            best = _fitted(network, names, report, training.seed, step.step)
+            best = keep(report, step.step)
         if waited >= patience:
             break
     if best is None:  # it broke down before the first scoring
         report = task.evaluate([np.nan_to_num(rows) for rows in evaluate()], dev)
-        best = _fitted(network, names, report, training.seed, state.step)
+        best = keep(report, state.step)
     network.load_state_dict(best.weights, strict=False)
-    if total_steps >= _ENOUGH and not broken:
-        broken = collapsed or (best.steps <= every and _is_flat(losses))
-    return replace(best, degenerate=broken)
+    unmoved = total_steps >= _ENOUGH and best.steps <= every and _is_flat(losses)
+    collapsed = collapsed and total_steps >= _ENOUGH
+    return replace(best, degenerate=broken or collapsed or unmoved)
 
 
 def _is_flat(losses: list[float]) -> bool:
@@ -134,7 +134,7 @@ def _trained(network: nn.Module) -> frozenset[str]:
 
 
 def _fitted(
-    network: nn.Module, names: frozenset[str], report: Report, seed: int, steps_done: int
+    network: nn.Module, names: frozenset[str], seed: int, report: Report, steps_done: int
 ) -> Fitted:
     weights = {n: t.detach().clone() for n, t in network.state_dict().items() if n in names}
     return Fitted(weights=weights, report=report, seed=seed, steps=steps_done, degenerate=False)

@@ -15,6 +15,7 @@ from firth.device import Precision
 from firth.models.heads import ConcatPoolingHead, Head
 from firth.protocols import Example, Task
 from firth.training import AdamW, Schedule, State, Training
+from firth.training.optimizers import by_depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +103,9 @@ class GradualUnfreezing:
 
     def optimizers(self, network: AdaptedNetwork) -> list[torch.optim.Optimizer]:
         """One for the head and one for each layer group from the top, each with its own rate."""
-        names = {id(p): name for name, p in network.named_parameters()}
         groups = [list(network.head.parameters()), *layer_groups(network.body)[::-1]]
-        return [
-            optimizer
-            for depth, group in enumerate(groups)
-            for optimizer in AdamW(
-                lr=self.lr / self.decay**depth, beta1=0.7, beta2=0.99, weight_decay=0.0
-            ).build((names[id(p)], p) for p in group)
-        ]
+        adam = AdamW(lr=self.lr, beta1=0.7, beta2=0.99, weight_decay=0.0)
+        return by_depth(adam, network, groups, self.decay)
 
     def fit(
         self,

@@ -65,13 +65,10 @@ def adapt(
         train, dev = _hold_out(train)
     task = _with_labels(task, train, dev)
     length = min(adaptation.max_length, lm.max_length)
-
-    def prepare(part: Sequence[Example]) -> tuple[list[Example], Any]:
-        encoded = EncodedExamples.of(part, lm.tokenizer, length, task.unit)
-        make = partial(_network, lm, task, adaptation, seeds[0])
-        return list(part), adaptation.prepare(make, encoded)
-
-    data = _Data(prepare(train), prepare(dev))
+    make = partial(_network, lm, task, adaptation, seeds[0])
+    parts = (EncodedExamples.of(p, lm.tokenizer, length, task.unit) for p in (train, dev))
+    seen, held_out = (adaptation.prepare(make, part) for part in parts)
+    data = _Data((list(train), seen), (list(dev), held_out))
     results = [_fit_seed(lm, task, data, adaptation, seed) for seed in seeds]
     if all(fitted.degenerate for fitted in results):
         raise DivergedError(
@@ -82,17 +79,22 @@ def adapt(
     best = max(results, key=lambda fitted: (not fitted.degenerate, fitted.report.score))
     network = _network(lm, task, adaptation, best.seed)
     network.load_state_dict(best.weights, strict=False)
-    seen = tuple(
-        SeedResult(seed=f.seed, metrics=f.report.metrics, steps=f.steps, degenerate=f.degenerate)
-        for f in results
-    )
     return AdaptedModel(
         network.eval(),
         task,
         lm.tokenizer,
         replace(adaptation, max_length=length),
-        seen,
+        tuple(map(_seed_result, results)),
         lm.precision,
+    )
+
+
+def _seed_result(fitted: Fitted) -> SeedResult:
+    return SeedResult(
+        seed=fitted.seed,
+        metrics=fitted.report.metrics,
+        steps=fitted.steps,
+        degenerate=fitted.degenerate,
     )
 
 
