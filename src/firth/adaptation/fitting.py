@@ -117,9 +117,9 @@ def fit(
         report = task.evaluate([np.nan_to_num(rows) for rows in evaluate()], dev)
         best = keep(report, state.step)
     network.load_state_dict(best.weights, strict=False)
-    unmoved = total_steps >= _ENOUGH and best.steps <= every and _is_flat(losses)
-    collapsed = collapsed and total_steps >= _ENOUGH
-    return replace(best, degenerate=broken or collapsed or unmoved)
+    if total_steps >= _ENOUGH and not broken:
+        broken = collapsed or (best.steps <= every and _is_flat(losses))
+    return replace(best, degenerate=broken)
 
 
 def _is_flat(losses: list[float]) -> bool:

@@ -26,8 +26,8 @@ SIGMOID_TABLE = 1.0 / (1.0 + np.exp(-np.linspace(-8.0, 8.0, SIGMOID_STEPS + 1)))
 which the value at 8 is taken (0.9997)."""
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-_compiled = njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-_inlined = njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", inline="always")
+_compiled: Any = njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+_inlined: Any = njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", inline="always")
 
 
 def _prefetch(_context: Any, array: Any, row: Any, column: Any) -> Any:

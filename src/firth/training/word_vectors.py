@@ -222,11 +222,11 @@ class NegativeSampling:
         inputs, outputs = self.arrays["inputs"], self.arrays["outputs"]
         how = (self.objective.window, self.objective.negatives, np.float32(rate), draw, report)
         if isinstance(self.objective, CBOW):
-            found: Any = compiled.cbow(*text, inputs, outputs, self._sampling, how)
+            loss, count = compiled.cbow(*text, inputs, outputs, self._sampling, how)
         else:
             rows = (self._row_starts, self._rows)
-            found = compiled.skip_gram(*text, inputs, outputs, *rows, self._sampling, how)
-        return Done(*found, len(text[0]), time.perf_counter() - begin)
+            loss, count = compiled.skip_gram(*text, inputs, outputs, *rows, self._sampling, how)
+        return Done(loss, count, len(text[0]), time.perf_counter() - begin)
 
 
 class CoOccurrences:
