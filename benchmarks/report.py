@@ -26,6 +26,8 @@ PACKAGES = (
     "datasets",
     "sentence-transformers",
     "onnxruntime",
+    "gensim",
+    "numba",
 )
 
 

@@ -25,7 +25,7 @@ from firth.recipes import Recipe
 from firth.text.shards import Shards
 from firth.text.tokenizers import Tokenizer
 from firth.training import checkpoint
-from firth.training.run import _interruptions as interruptions
+from firth.training.run import interruptions
 from firth.training.tracking import Tracker, read_metrics
 from firth.training.word_vectors import (
     Done,

@@ -18,7 +18,7 @@ from firth.cli.options import parse, take_settings
 from firth.config import read_toml
 from firth.device import prepare_process
 from firth.errors import ConfigError
-from firth.models import BertConfig
+from firth.models import BertConfig, StaticConfig
 from firth.recipes import Recipe, recipe
 from firth.text.corpus import Corpus
 from firth.text.languages import MultilingualCorpus
@@ -106,10 +106,14 @@ def pretrain(arguments: Sequence[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     print(options.output)
-    look = "fill" if isinstance(chosen.model, BertConfig) else "generate"
+    run = options.output
+    look = f'generate {run} "..."'
+    if isinstance(chosen.model, BertConfig):
+        look = f'fill {run} "..."'
+    elif isinstance(chosen.model, StaticConfig):
+        look = f"export {run} vectors.vec"
     print(
-        f'\nNext: firth {look} {options.output} "..." | firth inspect {options.output} | '
-        f"firth adapt {options.output} train.tsv -o OUT finetune",
+        f"\nNext: firth {look} | firth inspect {run} | firth adapt {run} train.tsv -o OUT finetune",
         file=sys.stderr,
     )
 

@@ -157,7 +157,7 @@ def _consume(
     device = next(state.model.parameters()).device
     begin, before = time.perf_counter(), record["seconds"]
     window: list[Step] = []
-    with _interruptions() as stop:
+    with interruptions() as stop:
         for step in steps(
             state, objective, batches, training, total_steps=run.total_steps, ranks=run.ranks
         ):
@@ -312,7 +312,7 @@ def _put(parameters: dict[str, nn.Parameter], values: dict[str, torch.Tensor]) -
 
 
 @contextlib.contextmanager
-def _interruptions() -> Iterator[list[int]]:
+def interruptions() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM instead of dying; a second SIGINT ends the process at once."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
