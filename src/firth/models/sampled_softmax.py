@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firth.device import uncompiled
+from firth.device import round_rows, uncompiled
+from firth.models.layers import round_up
 
 _CHUNK = 1 << 22
 """Scores computed at a time."""
@@ -54,17 +55,19 @@ class _Sampled(torch.autograd.Function):
         hit = drawn[place] == targets  # the target itself is no negative
         for i in range(0, len(hidden), rows):
             now = slice(i, i + rows)
-            h = hidden[now]
+            h, counted = hidden[now], max(0, min(rows, len(targets) - i))
             scores = F.linear(h, matrix).float() + bias
             own = hit[now].nonzero().squeeze(1)
             scores[own, place[now][own]] = -torch.inf
             score = (h * true[now]).sum(1, dtype=torch.float32) + true_bias[now]
             normaliser = torch.logaddexp(torch.logsumexp(scores, 1), score)
-            total += (normaliser - score).sum()
+            total += (normaliser - score)[:counted].sum()
             p = scores.sub_(normaliser[:, None]).exp_()
+            p[counted:] = 0
             d_bias += p.sum(0)
             p = p.to(dtype)
             d_score = (score - normaliser).exp_().sub_(1)
+            d_score[counted:] = 0
             d_true_bias[now] = d_score
             d_true[now] = d_score[:, None] * h
             d_hidden[now] = torch.mm(p, matrix) + d_score[:, None].to(dtype) * true[now]
@@ -104,12 +107,15 @@ def sampled_loss(
     Returns:
         () float32. It is no perplexity: only a full softmax gives one.
     """
+    # Both sides of the product have round numbers of rows (see `round_rows`); none of them counts.
+    rows = F.pad(targets, (0, round_rows(len(targets), hidden.device) - len(targets)))
+    spare = round_rows(len(drawn), hidden.device) - len(drawn)
     return _Sampled.apply(  # type: ignore[return-value]
-        hidden,
-        weight[targets],
-        bias[targets] - log_counts[targets],
-        weight[drawn],
-        bias[drawn] - log_counts[drawn],
+        round_up(hidden),
+        weight[rows],
+        bias[rows] - log_counts[rows],
+        F.pad(weight[drawn], (0, 0, 0, spare)),
+        F.pad(bias[drawn] - log_counts[drawn], (0, spare), value=-torch.inf),
         targets,
         drawn,
     )
