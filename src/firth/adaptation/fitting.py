@@ -107,22 +107,22 @@ def fit(
         scores = evaluate()
         report = task.evaluate(scores, dev)
         collapsed = task.degenerate(scores, dev)
-        waited += 1
-        if best is None or report.score > best.report.score:
-            waited = 0
-            best = keep(report, step.step)
+        better = best is None or report.score > best.report.score
+        best = keep(report, step.step) if better else best
+        waited = 0 if better else waited + 1
         if waited >= patience:
             break
     if best is None:  # it broke down before the first scoring
         report = task.evaluate([np.nan_to_num(rows) for rows in evaluate()], dev)
         best = keep(report, state.step)
     network.load_state_dict(best.weights, strict=False)
-    if total_steps >= _ENOUGH and not broken:
-        broken = collapsed or (best.steps <= every and _is_flat(losses))
-    return replace(best, degenerate=broken)
+    idle = collapsed or (best.steps <= every and _is_flat(losses))
+    return replace(best, degenerate=broken or (idle and total_steps >= _ENOUGH))
 
 
 def _is_flat(losses: list[float]) -> bool:
+    if not losses:
+        return False
     tenth = max(1, len(losses) // 10)
     return bool(np.mean(losses[-tenth:]) > _FLAT * np.mean(losses[:tenth]))
 

@@ -185,6 +185,18 @@ def loss_of(hidden: Any, outputs: Any, targets: Any) -> float:
 
 
 @_compiled
+def workspace(places: int, size: int, negatives: int) -> tuple[Any, Any, Any, Any]:
+    """Room for the ring of vectors, for their moves, for a word's error, and for K + 1 steps."""
+    shape = (places, size)
+    return (
+        np.empty(shape, np.float32),
+        np.empty(shape, np.float32),
+        np.empty(size, np.float32),
+        np.empty(negatives + 1, np.float32),
+    )
+
+
+@_compiled
 def skip_gram(
     tokens: Any,
     starts: Any,
@@ -219,11 +231,10 @@ def skip_gram(
     """
     keep, odds, alias, table = sampling
     window, negatives, lr, seed, report = how
-    size, places = inputs.shape[1], 2 * window + 1
-    state, kept = np.full(1, seed, np.uint64), np.empty(len(tokens), np.int64)
-    targets, num_targets = np.empty((2, negatives + 1), np.int64), np.zeros(2, np.int64)
-    ring, moves = np.empty((places, size), np.float32), np.empty((places, size), np.float32)
-    error, steps = np.empty(size, np.float32), np.empty(negatives + 1, np.float32)
+    places, state = 2 * window + 1, np.full(1, seed, np.uint64)
+    kept, num_targets = np.empty(len(tokens), np.int64), np.zeros(2, np.int64)
+    targets = np.empty((2, negatives + 1), np.int64)
+    ring, moves, error, steps = workspace(places, inputs.shape[1], negatives)
     total, predictions, words = 0.0, 0, 0
     for piece in range(len(starts) - 1):
         count = keep_some(tokens[starts[piece] : starts[piece + 1]], keep, state, kept)
