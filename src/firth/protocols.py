@@ -131,7 +131,7 @@ class Sequences:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`N` tokens of `B` sequences, end to end; `starts` and `max_length` stay on the CPU."""
+    """`N` tokens of `B` sequences, end to end; what lays them out stays on the CPU."""
 
     input_ids: Tensor
     """(N) int64."""
@@ -140,8 +140,8 @@ class Batch:
     segments: Tensor | None = None
     """(N) int64: 0 for the first sentence, 1 for the second."""
     prefix: Tensor | None = None
-    """(B) int64: tokens at the head of each sequence that a decoder lets all tokens see; None for
-    the decoder's own way, which is causal unless it was trained to see both sides."""
+    """(B) int64 on the CPU: tokens at the head of each sequence that a decoder lets all tokens see;
+    None for the decoder's own way, which is causal unless it was trained to see both sides."""
     predict_at: Tensor | None = None
     """(M) int64, positions in 0..N-1."""
     targets: Tensor | None = None
@@ -181,14 +181,14 @@ class Batch:
         return 0 if self.targets is None else self.targets.shape[0]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on `device`, but for `starts` and `word_starts`."""
+        """The same batch with its tensors on `device`, but for those that lay it out."""
         if device.type == "cpu":
             return self
         moved = {
             f.name: value.to(device) if isinstance(value, Batch) else _moved(value, device)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), (Tensor, Batch))
-            and not f.name.endswith("starts")
+            and f.name not in _LAYING_OUT
         }
         return replace(self, **moved)
 
@@ -247,6 +247,10 @@ class Batch:
             sequence_weights=None if shares is None else shares[first:last],
             source=None if self.source is None else self.source._slice(first, last),
         )
+
+
+_LAYING_OUT = ("starts", "word_starts", "prefix")
+"""What says where sequences lie, and is read on the CPU."""
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,8 +1,10 @@
 """Attention over sequences that lie end to end: the one place that knows where they end.
 
-A `Layout` groups the sequences of a batch by length once; every layer then computes plain batched
-matrix products over each group. On the CPU this is several times faster than
-`scaled_dot_product_attention`, whose bfloat16 backward pass is slow there.
+On the CPU a `Layout` groups the sequences of a batch by length once; every layer then computes
+plain batched matrix products over each group. This is several times faster than
+`scaled_dot_product_attention`, whose bfloat16 backward pass is slow there. On CUDA devices
+`varlen_attn` takes the sequences as they lie, where it can: in half precision, without dropout on
+the probabilities and without a bias by distance.
 
 A token's heads stand in columns (C, K): H of queries, then G of keys, then G of values, with G = H
 or, in grouped-query attention, a divisor of it.
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from firth.device import uncompiled
 from firth.models.layers import keep_mask, keep_scale, random_bytes
-from firth.models.layout import Layout, Slots, Tile
+from firth.models.layout import Layout, Slots, Stretch, Tile
 
 _HIDDEN = -1e9
 """Score of a key that may not be seen. Finite, so that a row without keys gives no NaN."""
@@ -232,6 +234,14 @@ def _cleared(slots: Slots, x: Tensor) -> Tensor:
     return x * (~slots.padding).view(slots.count, slots.length, 1, 1).to(x.dtype)
 
 
+@uncompiled  # a kernel of its own, and its tiles differ from batch to batch
+def _packed_products(
+    own: Tensor, memory: Tensor | None, distances: Tensor | None, layout: Layout, how: Scores
+) -> Tensor:
+    return _PackedProducts.apply(own, memory, distances, layout, how)  # type: ignore[return-value]
+
+
+@uncompiled
 def _scaled_dot_product(
     own: Tensor, memory: Tensor | None, distances: Tensor | None, layout: Layout, how: Scores
 ) -> Tensor:
@@ -257,7 +267,47 @@ def _scaled_dot_product(
     return out
 
 
-@uncompiled  # a kernel of its own, and its tiles differ from batch to batch
+def _takes_packed(own: Tensor, distances: Tensor | None, layout: Layout, how: Scores) -> bool:
+    """Whether `varlen_attn` can compute it."""
+    half = own.dtype in (torch.bfloat16, torch.float16)
+    size = own.shape[-1]
+    plain = distances is None and not how.dropout
+    return bool(layout.stretches) and half and plain and size % 8 == 0 and size <= 256
+
+
+def _variable_length(own: Tensor, memory: Tensor | None, layout: Layout, how: Scores) -> Tensor:
+    """The same through `varlen_attn` (Dao 2023, FlashAttention-2), which needs no tiles."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if memory is None:
+        q, k, v = own.split([how.num_heads, how.num_groups, how.num_groups], dim=1)
+    else:
+        q, (k, v) = own, memory.chunk(2, dim=1)
+    if how.shared_by > 1:
+        k, v = (x.repeat_interleave(how.shared_by, dim=1) for x in (k, v))
+    parts = [
+        varlen_attn(
+            q[stretch.rows],
+            k[stretch.key_rows],
+            v[stretch.key_rows],
+            stretch.starts,
+            stretch.key_starts,
+            stretch.longest,
+            stretch.longest_key,
+            scale=how.scale,
+            window_size=_window(how.mask, stretch),
+        )
+        for stretch in layout.stretches
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _window(mask: Mask, stretch: Stretch) -> tuple[int, int]:
+    """How many keys before and after a query are seen; -1 for all."""
+    before = -1 if mask.window is None else mask.window
+    return before, 0 if mask.causal and not stretch.whole else before
+
+
 def attend(
     own: Tensor,
     layout: Layout,
@@ -280,5 +330,7 @@ def attend(
         (R, H, K), zero in the spare rows.
     """
     if own.device.type == "cpu":
-        return _PackedProducts.apply(own, memory, distances, layout, how)  # type: ignore[return-value]
+        return _packed_products(own, memory, distances, layout, how)
+    if _takes_packed(own, distances, layout, how):
+        return _variable_length(own, memory, layout, how)
     return _scaled_dot_product(own, memory, distances, layout, how)

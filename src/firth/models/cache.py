@@ -146,7 +146,7 @@ class Cache:
             return layout
         positions = self.own.lengths
         self.own.advance()
-        return Layout((), len(positions), positions)
+        return Layout(len(positions), positions)
 
     @property
     def longest(self) -> int:

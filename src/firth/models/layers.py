@@ -23,8 +23,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 NormKind = Literal["layer", "rms"]
 
-_CHUNK_ELEMENTS = 1 << 22
-"""Scores computed at a time by the head's loss: eight megabytes of bfloat16."""
+_CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Scores computed at a time by the head's loss: on the CPU eight megabytes of bfloat16."""
 
 
 class LayerNorm(nn.Module):
@@ -270,6 +270,12 @@ def round_up(hidden: Tensor) -> Tensor:
     return F.pad(hidden, (0, 0, 0, rows - len(hidden)))
 
 
+def _rows_at_once(embedding: Tensor) -> int:
+    """Rows whose scores over the (V, D) entries are computed at a time."""
+    chunk = _CHUNK_ELEMENTS.get(embedding.device.type, _CHUNK_ELEMENTS["cpu"])
+    return max(1, chunk // embedding.shape[0])
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of -w q' log softmax(h E' + b); the gradients are made in the forward pass.
 
@@ -298,7 +304,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(embedding)
         d_bias = None if bias is None else torch.zeros_like(bias)
         total = torch.zeros((), device=hidden.device)
-        rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
+        rows = _rows_at_once(weight)
         for i in range(0, hidden.shape[0], rows):  # few and large: each adds a (V, D) matrix
             h, target = hidden[i : i + rows], targets[i : i + rows]
             row = torch.arange(len(target), device=target.device)
@@ -360,7 +366,7 @@ def linear_cross_entropy(
     """
     if not torch.is_grad_enabled():
         total = hidden.new_zeros((), dtype=torch.float32)
-        rows = max(1, _CHUNK_ELEMENTS // embedding.shape[0])
+        rows = _rows_at_once(embedding)
         offset = None if bias is None else bias.to(hidden.dtype)
         for i in range(0, len(targets), rows):
             h, target = hidden[: len(targets)][i : i + rows], targets[i : i + rows]

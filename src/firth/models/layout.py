@@ -1,6 +1,7 @@
 """Where the sequences of a batch lie, and how attention groups them into tiles of one length."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -61,14 +62,50 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Neighbouring sequences, all masked alike, for a kernel that takes sequences end to end."""
+
+    rows: slice
+    """Tokens of the queries."""
+    key_rows: slice
+    starts: Tensor
+    """(n+1) int32 on the device: where each sequence begins, counted from the first."""
+    key_starts: Tensor
+    longest: int
+    """Tokens of the longest sequence, rounded up: a kernel is compiled for few numbers."""
+    longest_key: int
+    whole: bool
+    """Whether all tokens of a sequence see each other, whatever the mask."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a layout is made from; see `Layout.of`."""
+
+    starts: Tensor
+    device: torch.device
+    keys: Tensor | None = None
+    prefix: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a batch's sequences are grouped for attention, and each token's position."""
 
-    tiles: tuple[Tile, ...]
     num_tokens: int
     """N."""
     positions: Tensor
     """(R) int64, counted from 0 in each sequence; R - N spare rows follow (see `round_rows`)."""
+    stretches: tuple[Stretch, ...] = ()
+    """At most two that hold all sequences; none on the CPU, or where masks differ more."""
+    packed: Packed | None = None
+    """None for a token of each sequence whose others are in a cache."""
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Groups of sequences of nearly one length; made when a kernel first asks for them."""
+        assert self.packed is not None
+        return _tiles(self.packed)
 
     @staticmethod
     @uncompiled
@@ -79,35 +116,73 @@ class Layout:
         keys: Tensor | None = None,
         prefix: Tensor | None = None,
     ) -> "Layout":
-        """Groups the sequences that `starts` (B+1, on the CPU) delimits.
+        """Lays out the sequences that `starts` (B+1, on the CPU) delimits.
 
         Args:
             starts: of the sequences that attend.
             device: of the tokens.
             keys: (B+1) starts of the sequences that are attended to, where they are others.
-            prefix: (B) tokens at the head of each sequence that a causal mask leaves visible.
+            prefix: (B, on the CPU) tokens at the head of each sequence that a causal mask leaves
+                visible.
         """
-        lengths = starts.diff()
-        classes = _classes(lengths)
-        if keys is not None:
-            classes = classes * 4096 + _classes(keys.diff())
-        extent = None if prefix is None else _extent(prefix.to(lengths.device), lengths)
-        if extent is not None:
-            classes = classes * 3 + extent
-        order = torch.argsort(classes, stable=True)
-        counts = torch.unique_consecutive(classes[order], return_counts=True)[1].tolist()
-        tiles = []
-        for members in order.split(counts):
-            long = _padded_length(lengths[members], device)
-            long_keys = long if keys is None else _padded_length(keys.diff()[members], device)
-            tile = len(members)
-            if device.type == "cpu":  # scores that fit the cache
-                tile = max(1, _TILE_SCORES // (long * long_keys))
-            for part in members.sort().values.split(tile):
-                queries = _slots(starts, part, long, device)
-                beside = queries if keys is None else _slots(keys, part, long_keys, device)
-                tiles.append(Tile(queries, beside, *_prefix(prefix, extent, part, device)))
-        return Layout(tuple(tiles), int(starts[-1]), positions_of(starts, device))
+        found = Packed(starts, device, keys, prefix)
+        stretches = () if device.type == "cpu" else _stretches(found)
+        return Layout(int(starts[-1]), positions_of(starts, device), stretches, found)
+
+
+def _tiles(given: Packed) -> tuple[Tile, ...]:
+    starts, keys, prefix, device = given.starts, given.keys, given.prefix, given.device
+    lengths = starts.diff()
+    classes = _classes(lengths)
+    if keys is not None:
+        classes = classes * 4096 + _classes(keys.diff())
+    extent = None if prefix is None else _extent(prefix, lengths)
+    if extent is not None:
+        classes = classes * 3 + extent
+    order = torch.argsort(classes, stable=True)
+    counts = torch.unique_consecutive(classes[order], return_counts=True)[1].tolist()
+    tiles = []
+    for members in order.split(counts):
+        long = _padded_length(lengths[members], device)
+        long_keys = long if keys is None else _padded_length(keys.diff()[members], device)
+        tile = len(members)
+        if device.type == "cpu":  # scores that fit the cache
+            tile = max(1, _TILE_SCORES // (long * long_keys))
+        for part in members.sort().values.split(tile):
+            queries = _slots(starts, part, long, device)
+            beside = queries if keys is None else _slots(keys, part, long_keys, device)
+            tiles.append(Tile(queries, beside, *_prefix(prefix, extent, part, device)))
+    return tuple(tiles)
+
+
+def _stretches(given: Packed) -> tuple[Stretch, ...]:
+    """All sequences, cut where causal ones end and whole ones begin, or the other way round."""
+    starts, prefix = given.starts, given.prefix
+    extent = torch.zeros(len(starts) - 1, dtype=torch.int64)
+    if prefix is not None:
+        extent = _extent(prefix, starts.diff())
+    kinds, counts = torch.unique_consecutive(extent, return_counts=True)
+    if len(kinds) > 2 or bool((kinds == _SOME).any()):
+        return ()
+    ends = [0, *counts.cumsum(0).tolist()]
+    return tuple(
+        _stretch(given, first, last, whole=kind == _ALL)
+        for first, last, kind in zip(ends, ends[1:], kinds.tolist(), strict=False)
+    )
+
+
+def _stretch(given: Packed, first: int, last: int, *, whole: bool) -> Stretch:
+    def part(starts: Tensor) -> tuple[slice, Tensor, int]:
+        chosen = starts[first : last + 1]
+        longest = -(-int(chosen.diff().max()) // 128) * 128
+        rows = slice(int(chosen[0]), int(chosen[-1]))
+        return rows, (chosen - chosen[0]).int().to(given.device), longest
+
+    rows, starts, longest = part(given.starts)
+    if given.keys is None:
+        return Stretch(rows, rows, starts, starts, longest, longest, whole)
+    key_rows, key_starts, longest_key = part(given.keys)
+    return Stretch(rows, key_rows, starts, key_starts, longest, longest_key, whole)
 
 
 def positions_of(starts: Tensor, device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@ T5's distances add to scores.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firth.device import uncompiled
@@ -80,6 +81,26 @@ def _turn(columns: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
 
 
 @uncompiled  # it writes into views
+def _rotated_in_place(
+    columns: Tensor, tables: tuple[Tensor, Tensor], count: int, norm_eps: float | None
+) -> Tensor:
+    return _Rotate.apply(columns, *tables, count, norm_eps)  # type: ignore[return-value]
+
+
+def _rotated(
+    columns: Tensor, tables: tuple[Tensor, Tensor], count: int, norm_eps: float | None
+) -> Tensor:
+    """The same in plain operations, which a compiler fuses."""
+    turning, rest = columns.split([count, columns.shape[1] - count], dim=1)
+    turning = turning.float()
+    if norm_eps is not None:
+        turning = F.layer_norm(turning, turning.shape[-1:], eps=norm_eps)
+    cos, sin = (table[:, None] for table in tables)  # (N, 1, K/2)
+    a, b = turning.chunk(2, dim=-1)
+    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return torch.cat([turned.to(columns.dtype), rest], dim=1)
+
+
 def rotate(
     columns: Tensor,
     tables: tuple[Tensor, Tensor],
@@ -95,7 +116,9 @@ def rotate(
         count: heads that are turned.
         norm_eps: if given, they are normalised first, each to mean 0 and variance 1.
     """
-    return _Rotate.apply(columns, *tables, count, norm_eps)  # type: ignore[return-value]
+    if torch.compiler.is_compiling() and columns.device.type != "cpu":
+        return _rotated(columns, tables, count, norm_eps)
+    return _rotated_in_place(columns, tables, count, norm_eps)
 
 
 def sinusoids(positions: Tensor, size: int) -> Tensor:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from firth.training.muon import StackedMuon
+
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
@@ -42,7 +44,9 @@ class Muon:
     """Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for everything else.
 
     Muon's update is the momentum matrix made orthogonal by five Newton-Schulz steps. Embeddings,
-    an output matrix of its own, tables of distances, biases and norms go to `rest`.
+    an output matrix of its own, tables of distances, biases and norms go to `rest`. The matrices of
+    queries, keys and values, which lie in one parameter here, are made orthogonal one by one, as
+    are those of a gated feed-forward layer.
     """
 
     lr: float = 0.01
@@ -63,13 +67,31 @@ class Muon:
         rest = self.rest.build((name, p) for name, p in named if id(p) not in chosen)
         if not matrices:
             return rest
-        muon = torch.optim.Muon(
-            [{"params": matrices, "peak_lr": self.lr}],
+        parts = _parts(named)
+        groups = [
+            {"params": chosen, "parts": count, "peak_lr": self.lr}
+            for count in sorted(set(parts.values()))
+            if (chosen := [p for p in matrices if parts[id(p)] == count])
+        ]
+        muon = StackedMuon(
+            groups,
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
         return [muon, *rest]
+
+
+def _parts(named: Sequence[tuple[str, nn.Parameter]]) -> dict[int, int]:
+    """How many matrices each parameter holds, one above the other, by its id."""
+    by_name, parts = dict(named), dict.fromkeys((id(p) for _, p in named), 1)
+    for name, p in named:
+        stem, kind = name.removesuffix(".weight").rpartition(".")[::2]
+        if kind in ("qkv", "kv") and p.shape[0] == len(kind) * by_name[f"{stem}.out.weight"].shape[1]:
+            parts[id(p)] = len(kind)
+        elif kind == "up" and p.shape[0] == 2 * by_name[f"{stem}.down.weight"].shape[1]:
+            parts[id(p)] = 2
+    return parts
 
 
 @dataclass(frozen=True, kw_only=True)
