@@ -193,18 +193,21 @@ def test_hybrid_predicts_what_stood_there(lengths, seed):
     assert batch.prefix is not None
     assert batch.targets is not None
     assert batch.predict_at is not None
-    at, ids = batch.predict_at.numpy(), batch.input_ids.numpy()
-    assert np.array_equal(text.ids[at + 1], batch.targets.numpy())
-    causal = np.repeat(batch.prefix.numpy() == 0, np.array(lengths) + 2)
-    assert np.array_equal(ids[causal], text.ids[causal])
-    # Of the others exactly the changed tokens are predicted, each from the state before it.
-    changed = np.flatnonzero(ids != text.ids)
+    at, ids, starts = (x.numpy() for x in (batch.predict_at, batch.input_ids, batch.starts))
+    restored = ids.copy()
+    restored[at + 1] = batch.targets.numpy()  # all that was changed is predicted
+    # Causal sequences stand first; otherwise all are there as they were.
+    causal, lengths = batch.prefix.numpy() == 0, np.diff(starts)
+    assert causal.tolist() == sorted(causal, reverse=True)
+    parts = [tuple(part) for part in np.split(restored, starts[1:-1])]
+    before = [tuple(part) for part in np.split(text.ids, text.starts[1:-1])]
+    assert sorted(parts) == sorted(before)
+    causal = np.repeat(causal, lengths)
+    assert np.array_equal(ids[causal], restored[causal])
+    # Of the others only ordinary tokens are predicted, each from the state before it.
     predicted = at[~causal[at]] + 1
-    assert set(changed) <= set(predicted)
-    assert not np.isin(text.ids[predicted], VOCABULARY.special).any()
-    assert causal[at].sum() == sum(
-        n + 1 for n, p in zip(lengths, batch.prefix, strict=True) if not p
-    )
+    assert not np.isin(restored[predicted], VOCABULARY.special).any()
+    assert causal[at].sum() == (lengths - 1)[batch.prefix.numpy() == 0].sum()
 
 
 @pytest.mark.parametrize("parts", [2, 3])

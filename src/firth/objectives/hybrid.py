@@ -56,12 +56,14 @@ class Hybrid:
         return replace(self, causal_share=1.0, final_causal_share=None)
 
     def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
-        """Chooses which sequences are causal, and masks spans of the others."""
+        """Chooses which sequences are causal, lays them first, and masks spans of the others."""
         if sequences.vocabulary.mask == ABSENT:
             raise ConfigError("the hybrid objective needs a mask token; this vocabulary has none")
-        starts, lengths = sequences.starts, np.diff(sequences.starts)
         share = _moved(self.causal_share, self.final_causal_share, sequences.progress)
-        causal = _take_share(lengths, share, rng)
+        causal = _take_share(np.diff(sequences.starts), share, rng)
+        order = np.argsort(~causal, kind="stable")
+        sequences, causal = _in_order(sequences, order), causal[order]
+        starts, lengths = sequences.starts, np.diff(sequences.starts)
         owner = np.repeat(np.arange(len(lengths)), lengths)
         next_tokens = causal[owner]
         ends = starts[1:]
@@ -107,6 +109,20 @@ def _take_share(lengths: np.ndarray, share: float, rng: np.random.Generator) -> 
     taken = np.zeros(len(lengths), dtype=bool)
     taken[order[before < share * lengths.sum()]] = True
     return taken
+
+
+def _in_order(sequences: Sequences, order: np.ndarray) -> Sequences:
+    """The same sequences in another order, without what this objective does not look at."""
+    lengths = np.diff(sequences.starts)[order]
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    shift = np.repeat(sequences.starts[order] - starts[:-1], lengths)
+    ends = sequences.ends_document
+    return replace(
+        sequences,
+        ids=sequences.ids[np.arange(len(shift)) + shift],
+        starts=starts,
+        ends_document=None if ends is None else ends[order],
+    )
 
 
 def _spans(sequences: Sequences, rate: float, rng: np.random.Generator) -> np.ndarray:

@@ -87,10 +87,10 @@ def _parts(named: Sequence[tuple[str, nn.Parameter]]) -> dict[int, int]:
     by_name, parts = dict(named), dict.fromkeys((id(p) for _, p in named), 1)
     for name, p in named:
         stem, kind = name.removesuffix(".weight").rpartition(".")[::2]
-        if kind in ("qkv", "kv") and p.shape[0] == len(kind) * by_name[f"{stem}.out.weight"].shape[1]:
-            parts[id(p)] = len(kind)
-        elif kind == "up" and p.shape[0] == 2 * by_name[f"{stem}.down.weight"].shape[1]:
-            parts[id(p)] = 2
+        after = {"qkv": "out", "kv": "out", "up": "down"}.get(kind)  # takes what one of them gives
+        if after is not None:
+            times, rest = divmod(p.shape[0], by_name[f"{stem}.{after}.weight"].shape[1])
+            parts[id(p)] = 1 if rest else times
     return parts
 
 
