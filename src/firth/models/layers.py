@@ -376,6 +376,7 @@ def linear_cross_entropy(
             )
             total += (losses if weights is None else losses * weights[i : i + rows]).sum()
         return total
-    return _LinearCrossEntropy.apply(  # type: ignore[return-value]
-        hidden, embedding, bias, targets, weights, label_smoothing
-    )
+    with torch.autocast(hidden.device.type, enabled=False):  # all is in the dtype of `hidden`
+        return _LinearCrossEntropy.apply(  # type: ignore[return-value]
+            hidden, embedding, bias, targets, weights, label_smoothing
+        )

@@ -110,12 +110,13 @@ def sampled_loss(
     # Both sides of the product have round numbers of rows (see `round_rows`); none of them counts.
     rows = F.pad(targets, (0, round_rows(len(targets), hidden.device) - len(targets)))
     spare = round_rows(len(drawn), hidden.device) - len(drawn)
-    return _Sampled.apply(  # type: ignore[return-value]
-        round_up(hidden),
-        weight[rows],
-        bias[rows] - log_counts[rows],
-        F.pad(weight[drawn], (0, 0, 0, spare)),
-        F.pad(bias[drawn] - log_counts[drawn], (0, spare), value=-torch.inf),
-        targets,
-        drawn,
-    )
+    with torch.autocast(hidden.device.type, enabled=False):  # as the head's other loss
+        return _Sampled.apply(  # type: ignore[return-value]
+            round_up(hidden),
+            weight[rows],
+            bias[rows] - log_counts[rows],
+            F.pad(weight[drawn], (0, 0, 0, spare)),
+            F.pad(bias[drawn] - log_counts[drawn], (0, spare), value=-torch.inf),
+            targets,
+            drawn,
+        )

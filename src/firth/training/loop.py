@@ -157,8 +157,8 @@ def steps(
         total_steps: where the schedule ends.
         ranks: this process among those that train together.
     """
-    model = torch.compile(state.model, dynamic=True) if training.compile else state.model
     state.model.train()
+    model = _compiled(state.model) if training.compile else state.model
     begin = time.perf_counter()
     for batch in _ahead(batches, state.step, total_steps, training.workers):
         factor = training.schedule(state.step, total_steps) * batch.rate
@@ -184,6 +184,13 @@ def steps(
         )
         state.model.train()  # the caller may have evaluated
         begin = time.perf_counter()
+
+
+def _compiled(model: nn.Module) -> Any:
+    # On CUDA most batches of full sequences have one size, for which kernels can be made to measure
+    # ("automatic" sizes); on the CPU nearly every batch has another.
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return torch.compile(model, dynamic=True if on_cpu else None)
 
 
 def _accumulate(
