@@ -1,6 +1,7 @@
 """Attention over packed sequences: the two back ends agree, batched equals one by one."""
 
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,9 +10,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firth.models.attention import Mask, Scores, _scaled_dot_product, attend
-from firth.models.layout import Layout
-from firth.models.positions import rotary_tables, rotate
+from firth.models.attention import (
+    Mask,
+    Scores,
+    _scaled_dot_product,
+    _takes_packed,
+    _variable_length,
+    attend,
+)
+from firth.models.layout import Layout, Packed, _stretches
+from firth.models.positions import _rotated, _rotated_in_place, rotary_tables, rotate
 from firth.text.batches import collate
 from tests.sources import tiny_bert, tiny_modern_bert
 
@@ -112,6 +120,72 @@ def test_back_ends_agree_with_the_definition(case):
     for ours in found[1:]:
         for part, reference in zip(ours, found[0], strict=True):
             torch.testing.assert_close(part, reference, atol=1e-10, rtol=0)
+
+
+def plain_varlen(q, k, v, starts, key_starts, longest, longest_key, *, scale, window_size):
+    """What `varlen_attn` computes, from its description."""
+    before, after = window_size
+    out = torch.zeros_like(q)
+    assert longest >= int(starts.diff().max())
+    assert longest_key >= int(key_starts.diff().max())
+    for b in range(len(starts) - 1):
+        own = slice(int(starts[b]), int(starts[b + 1]))
+        beside = slice(int(key_starts[b]), int(key_starts[b + 1]))
+        place = torch.arange(own.stop - own.start)[:, None]
+        key = torch.arange(beside.stop - beside.start)[None]
+        hidden = ((key > place + after) & (after >= 0)) | ((key < place - before) & (before >= 0))
+        scores = torch.einsum("ihk,jhk->hij", q[own], k[beside]) * scale
+        p = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
+        out[own] = torch.einsum("hij,jhk->ihk", p, v[beside])
+    return out
+
+
+@settings(deadline=None)
+@given(cases(), st.booleans())
+def test_packed_kernels_are_told_what_the_definition_says(case, grouped):
+    if case.prefix is not None:  # causal sequences first, whole ones behind them
+        lengths = case.starts.diff()
+        whole = case.prefix > lengths // 2
+        case.prefix = torch.where(whole.sort().values if grouped else whole, lengths, 0)
+    packed = Packed(case.starts, torch.device("cpu"), case.keys, case.prefix)
+    layout = replace(case.layout, stretches=_stretches(packed))
+    if case.prefix is not None and not layout.stretches:
+        seen = torch.where(case.prefix > 1, 1, 0)
+        assert len(torch.unique_consecutive(seen)) > 2
+        return
+    with mock.patch("torch.nn.attention.varlen.varlen_attn", plain_varlen):
+        found = _variable_length(case.own, case.memory, layout, case.how)
+    case.distances = None
+    torch.testing.assert_close(found, case.attend(), atol=1e-10, rtol=0)
+
+
+def test_where_packed_kernels_are_not_taken():
+    plain = Scores(num_heads=2, num_groups=2, mask=Mask(), scale=1.0)
+    starts, cpu = torch.tensor([0, 4, 9]), torch.device("cpu")
+    layout = replace(Layout.of(starts, cpu), stretches=_stretches(Packed(starts, cpu)))
+    own = torch.zeros(9, 6, 16, dtype=torch.bfloat16)
+    assert _takes_packed(own, None, layout, plain)
+    for change in (
+        (own.float(), None, layout, plain),
+        (own, torch.zeros(2, 9), layout, plain),
+        (own, None, replace(layout, stretches=()), plain),
+        (own, None, layout, replace(plain, dropout=0.1)),
+        (own[..., :12], None, layout, plain),
+    ):
+        assert not _takes_packed(*change)
+    partial = Packed(starts, cpu, prefix=torch.tensor([2, 5]))
+    assert _stretches(partial) == ()
+
+
+def test_rotation_that_a_compiler_fuses_is_the_same():
+    torch.manual_seed(0)
+    columns = torch.randn(7, 6, 8, dtype=torch.float64, requires_grad=True)
+    tables = rotary_tables(torch.arange(7), 8, 100.0)
+    for norm_eps in (None, 1e-6):
+        both = [turn(columns, tables, 4, norm_eps) for turn in (_rotated, _rotated_in_place)]
+        torch.testing.assert_close(*both, atol=1e-6, rtol=0)
+        grads = [torch.autograd.grad(one.sin().sum(), columns)[0] for one in both]
+        torch.testing.assert_close(*grads, atol=1e-6, rtol=0)
 
 
 def test_dropout_is_unbiased_and_its_gradient_is_right():

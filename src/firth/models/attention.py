@@ -11,6 +11,7 @@ or, in grouped-query attention, a divisor of it.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -285,7 +286,7 @@ def _variable_length(own: Tensor, memory: Tensor | None, layout: Layout, how: Sc
         q, (k, v) = own, memory.chunk(2, dim=1)
     if how.shared_by > 1:
         k, v = (x.repeat_interleave(how.shared_by, dim=1) for x in (k, v))
-    parts = [
+    parts: list[Any] = [
         varlen_attn(
             q[stretch.rows],
             k[stretch.key_rows],

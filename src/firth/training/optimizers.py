@@ -82,15 +82,22 @@ class Muon:
         return [muon, *rest]
 
 
+_FUSED = {"qkv": ("out", 3), "kv": ("out", 2), "up": ("down", 2)}
+"""Parameters that may hold several matrices: what takes the outcome of one, and their number.
+
+Queries that share keys and values, and layers without a gate, have another number of rows.
+"""
+
+
 def _parts(named: Sequence[tuple[str, nn.Parameter]]) -> dict[int, int]:
     """How many matrices each parameter holds, one above the other, by its id."""
     by_name, parts = dict(named), dict.fromkeys((id(p) for _, p in named), 1)
     for name, p in named:
         stem, kind = name.removesuffix(".weight").rpartition(".")[::2]
-        after = {"qkv": "out", "kv": "out", "up": "down"}.get(kind)  # takes what one of them gives
-        if after is not None:
-            times, rest = divmod(p.shape[0], by_name[f"{stem}.{after}.weight"].shape[1])
-            parts[id(p)] = 1 if rest else times
+        if kind in _FUSED:
+            after, count = _FUSED[kind]
+            if p.shape[0] == count * by_name[f"{stem}.{after}.weight"].shape[1]:
+                parts[id(p)] = count
     return parts
 
 
