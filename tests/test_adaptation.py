@@ -187,8 +187,9 @@ def test_saved_and_loaded_it_gives_the_same_scores(lm, tmp_path, kind, how):
 
 def test_a_regression_in_bfloat16_keeps_its_digits(lm, tmp_path):
     """Years, say: 2000 is stored as 8 times 250 in bfloat16, and the next number is 2008."""
-    years = [replace(e, label=1900 + e.label) for e in examples_of("regression", 0, 80)]
-    adapted = firth.adapt(lm, task_of("regression"), years, FINE)
+    years = [replace(e, label=1900 + e.label) for e in examples_of("regression", 0, 160)]
+    how = replace(FINE, lr=2e-3, min_steps=60)
+    adapted = firth.adapt(lm, task_of("regression"), years, how)
     adapted.save(tmp_path)
     texts = [example.texts[0] for example in examples_of("regression", 2, 40)]
     before = [prediction.label for prediction in adapted.predict(texts)]

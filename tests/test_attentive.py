@@ -471,7 +471,7 @@ def test_the_recipe_learns_pairs_and_its_run_does_what_models_do(tmp_path):
     examples = [
         Example(texts=(one,), label="yes" if "a" in one else "no") for one, _ in pairs[:300]
     ]
-    tuned = firth.adapt(lm, Classification(), examples, FineTuning(epochs=3, lr=3e-3, dropout=0.0))
+    tuned = firth.adapt(lm, Classification(), examples, FineTuning(epochs=6, lr=3e-3, dropout=0.0))
     answers = tuned.predict([one for one, _ in pairs[300:400]])
     right = sum(
         a.label == ("yes" if "a" in p[0] else "no")

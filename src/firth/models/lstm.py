@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firth.device import round_rows
+from firth.device import fast_bfloat16, round_rows
 from firth.models.recurrence import State
 
 
@@ -159,6 +159,11 @@ def lstm(
         projection_clip,
     )  # type: ignore[misc]
     return outputs, State(hidden, cell)
+
+
+def has_fused_lstm(dtype: torch.dtype | None, device: torch.device) -> bool:
+    """Whether torch has a kernel of its own for autocast to `dtype`; None for no autocast."""
+    return dtype is None or fast_bfloat16(device)
 
 
 def fused_lstm(

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from firth.device import activation_dtype
 from firth.models.layers import Dropout, dropped, round_up
-from firth.models.lstm import fused_lstm, lstm
+from firth.models.lstm import fused_lstm, has_fused_lstm, lstm
 from firth.models.recurrence import State, Steps
 
 Kind = Literal["lstm", "gru", "tanh"]
@@ -84,7 +85,7 @@ class LSTMLayer(nn.Module):
         rows = x.index_select(0, steps.order)
         placed = State(state.hidden[steps.slots], state.cell[steps.slots])
         recurrent = dropped(self.recurrent, self.weight_dropout if self.training else 0.0)
-        if self._is_plain and steps.even:
+        if self._is_plain and steps.even and has_fused_lstm(activation_dtype(x.device), x.device):
             together = rows.view(len(steps.sizes), -1, rows.shape[1])
             weights = (self.weight, recurrent, self.bias)
             outputs, last = fused_lstm(together, weights, placed, training=self.training)
