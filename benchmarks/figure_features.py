@@ -55,10 +55,11 @@ def parts(name: str, data: Path) -> tuple[Any, list[list[Example]]]:
     return task, [task.read(file) for file in files]
 
 
-def scratch(lm: LanguageModel) -> LanguageModel:
+def scratch(lm: LanguageModel, seed: int = 0) -> LanguageModel:
     """The same network with fresh weights."""
-    torch.manual_seed(1000)
-    return LanguageModel(build(lm.model.config).eval(), lm.tokenizer)
+    torch.manual_seed(1000 + seed)
+    device = next(lm.model.parameters()).device
+    return LanguageModel(build(lm.model.config).eval().to(device), lm.tokenizer)
 
 
 def score(lm: LanguageModel, name: str, data: Path, layers: Any, given: argparse.Namespace) -> list:

@@ -16,20 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figure_features import scratch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import firth
-from firth.api import LanguageModel
-from firth.models import build
 from firth.tasks.metrics import mean_and_interval
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def scratch(lm: LanguageModel, seed: int) -> LanguageModel:
-    torch.manual_seed(1000 + seed)
-    return LanguageModel(build(lm.model.config).eval(), lm.tokenizer)
 
 
 def with_tfidf(train, test) -> float:

@@ -3,10 +3,11 @@
     python benchmarks/figure_ulmfit.py AWD_RUN ../shared/data --sizes 100 1000 [--ablation]
 
 AWD_RUN is a run of `awd-lstm` on general text. Its second stage reads the 25,000 reviews without
-labels (`--tune` passes). Classifiers are trained on `--sizes` labelled reviews and tested on
-`--test` of the 25,000 test reviews; a tenth more of the training reviews is held out to stop on.
+labels (`--tune` passes). Classifiers are trained on `--sizes` labelled reviews (0: all) and tested
+on `--test` of the 25,000 test reviews; a tenth more of the training reviews is held out to stop on.
 With --ablation each of the tricks is switched off at 1,000 labels. Mean and 95 % interval over
-seeds. Writes benchmarks/results/ulmfit.{json,md} after every row.
+seeds. Writes benchmarks/results/ulmfit.{json,md} after every row, or under the name that --name
+gives; rows that are there already and are not asked for stay.
 """
 
 import argparse
@@ -17,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from figure_features import shown
+from figure_features import scratch, shown
 
 import firth
 from firth.api import LanguageModel
 from firth.device import prepare_process
-from firth.models import build
 from firth.protocols import Example
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,15 +53,10 @@ def tuned(lm: LanguageModel, data: Path, epochs: float, folder: Path) -> Languag
     return firth.pretrain(recipe, corpus, folder, start=lm)
 
 
-def scratch(lm: LanguageModel) -> LanguageModel:
-    """The same network with fresh weights."""
-    torch.manual_seed(1000)
-    return LanguageModel(build(lm.model.config).eval(), lm.tokenizer)
-
-
 def accuracy(lm: LanguageModel, size: int, data: Path, seed: int, how: Any, test: list) -> float:
     """On the test reviews, after learning from `size` labelled ones."""
     found = reviews(data / "imdb" / "train.jsonl.zst", None, seed)
+    size = size or len(found) * 9 // 10
     train, dev = found[:size], found[size : size + max(100, size // 10)]
     return (
         firth.adapt(lm, firth.Classification(), train, how, dev=dev, seeds=(seed,))
@@ -71,11 +65,27 @@ def accuracy(lm: LanguageModel, size: int, data: Path, seed: int, how: Any, test
     )
 
 
-def main() -> None:
+def write(row: dict[str, Any], name: str) -> None:
+    """Puts a row among those that are there."""
+    file = RESULTS / f"{name}.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    key = (row["labels"], row["system"])
+    rows = [*(one for one in rows if (one["labels"], one["system"]) != key), row]
+    file.write_text(json.dumps(rows, indent=1) + "\n")
+    lines = [
+        f"| {r['labels'] or 'all'} | {r['system']} | {shown(r['scores'])} | {len(r['scores'])} |"
+        for r in rows
+    ]
+    head = ["| labels | system | accuracy | seeds |", "| --- | --- | --- | --- |"]
+    (RESULTS / f"{name}.md").write_text("\n".join([*head, *lines]) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     options.add_argument("run", type=Path)
     options.add_argument("data", type=Path)
-    options.add_argument("--sizes", type=int, nargs="+", default=[100, 1000])
+    options.add_argument("--sizes", type=int, nargs="*", default=[100, 1000])
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--tune", type=float, default=1.0)
     options.add_argument(
@@ -84,35 +94,40 @@ def main() -> None:
     options.add_argument("--test", type=int, default=2000)
     options.add_argument("--length", type=int, default=400)
     options.add_argument("--epochs", type=float, default=None)
+    options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--ablation", action="store_true")
-    given = options.parse_args()
+    options.add_argument("--systems", nargs="+", help="only rows of these names")
+    options.add_argument("--name", default="ulmfit")
+    return options.parse_args()
+
+
+def main() -> None:
+    given = arguments()
     prepare_process()
     lm = firth.load(given.run)
     assert isinstance(lm, LanguageModel)
     folder = given.tuned or Path(tempfile.mkdtemp())
     own = tuned(lm, given.data, given.tune, folder)
     test = reviews(given.data / "imdb" / "test.jsonl.zst", given.test)
-    how = firth.GradualUnfreezing(max_length=given.length, epochs=given.epochs)
+    how = firth.GradualUnfreezing(
+        max_length=given.length, epochs=given.epochs, batch_size=given.batch_size
+    )
     plain = replace(how, unfreezing=False, decay=1.0, lr=1e-3)  # nothing to unfreeze gradually
-    rows: list[dict[str, Any]] = []
-
-    def add(name: str, size: int, model: LanguageModel, with_how: Any) -> None:
+    todo: list[tuple[str, int, LanguageModel, Any]] = []
+    for size in given.sizes:
+        todo.append(("from scratch", size, scratch(lm), plain))
+        todo.append(("pre-trained", size, lm, how))
+        todo.append(("pre-trained, fine-tuned on the reviews", size, own, how))
+    for name, off in OFF.items() if given.ablation else ():
+        todo.append((name, 1000, own, replace(how, **off)))
+    for name, size, model, with_how in todo:
+        if given.systems and name not in given.systems:
+            continue
         scores = [
             accuracy(model, size, given.data, seed, with_how, test) for seed in range(given.seeds)
         ]
-        rows.append({"labels": size, "system": name, "scores": scores})
+        write({"labels": size, "system": name, "scores": scores}, given.name)
         print(size, name, shown(scores), flush=True)
-        (RESULTS / "ulmfit.json").write_text(json.dumps(rows, indent=1))
-        lines = [f"| {r['labels']} | {r['system']} | {shown(r['scores'])} |" for r in rows]
-        head = ["| labels | system | accuracy |", "| --- | --- | --- |"]
-        (RESULTS / "ulmfit.md").write_text("\n".join([*head, *lines]) + "\n")
-
-    for size in given.sizes:
-        add("from scratch", size, scratch(lm), plain)
-        add("pre-trained", size, lm, how)
-        add("pre-trained, fine-tuned on the reviews", size, own, how)
-    for name, off in OFF.items() if given.ablation else ():
-        add(name, 1000, own, replace(how, **off))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ from firth.device import computing
 from firth.models import build
 from firth.models.attention import Mask, Scores, attend
 from firth.models.layout import Layout
+from firth.models.recurrence import State, Steps
+from firth.models.recurrent import LSTMLayer
 from firth.objectives import CausalLM
 from firth.protocols import Batch
 from firth.text.batches import collate
-from firth.training import AdamW, Muon, State, Training, steps
+from firth.training import AdamW, Muon, Training, steps
+from firth.training import State as TrainingState
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,6 +79,41 @@ def test_attention_to_a_source_is_that_of_the_cpu():
         assert (part - reference).norm() < 0.02 * reference.norm()
 
 
+def test_attention_by_distance_is_that_of_the_cpu():
+    how = Scores(num_heads=2, num_groups=2, mask=Mask(causal=True), scale=1.0)
+    starts = torch.tensor([0, *np.cumsum(LENGTHS)])
+    torch.manual_seed(0)
+    values = torch.randn(int(starts[-1]), 6, 16), torch.randn(2, 2 * max(LENGTHS) - 1)
+    found = []
+    for device in (CPU, cuda()):
+        own, bias = (x.to(device).requires_grad_() for x in values)
+        out = attend(own, Layout.of(starts, device), how, distances=bias)
+        grads = torch.autograd.grad(out.square().sum(), [own, bias])
+        found.append([x.detach().cpu() for x in (out, *grads)])
+    for part, reference in zip(found[1], found[0], strict=True):
+        assert (part - reference).norm() < 1e-3 * reference.norm()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_an_lstm_is_that_of_the_cpu(reverse):
+    torch.manual_seed(0)
+    starts = torch.tensor([0, *np.cumsum(LENGTHS)])
+    layer = LSTMLayer(16, 24, reverse=reverse)
+    values = torch.randn(int(starts[-1]), 16)
+    state = State(torch.randn(len(LENGTHS), 24), torch.randn(len(LENGTHS), 24))
+    found = []
+    for device in (CPU, cuda()):
+        layer.to(device)
+        x = values.to(device).requires_grad_()
+        before = State(*(part.to(device) for part in state))
+        out, last = layer(x, Steps.of(starts, device, reverse=reverse), before)
+        total = out.square().sum() + last.hidden.sum() + last.cell.sum()
+        grads = torch.autograd.grad(total, [x, *layer.parameters()])
+        found.append([part.detach().cpu() for part in (out, *last, *grads)])
+    for part, reference in zip(found[1], found[0], strict=True):
+        assert (part - reference).norm() < 1e-3 * reference.norm()
+
+
 def batch_of(vocabulary: int, *, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     return collate([rng.integers(5, vocabulary, n) for n in LENGTHS])
@@ -105,7 +143,7 @@ def losses(name: str, device: torch.device, **settings) -> list[float]:
     """Of twenty steps on two batches by turns."""
     recipe = firth.recipe(name, size="tiny", vocab_size=200)
     torch.manual_seed(0)
-    state = State.begin(build(recipe.model).to(device), Training(**settings))
+    state = TrainingState.begin(build(recipe.model).to(device), Training(**settings))
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -182,12 +183,11 @@ def test_the_run_is_logged_and_validated(tmp_path):
 def a_step(step: int, loss: float, gradient_norm: float = 1.0) -> Step:
     return Step(
         step=step,
-        loss=loss,
         num_predictions=1,
         num_tokens=1,
         seconds=1.0,
         learning_rate=1e-3,
-        gradient_norm=gradient_norm,
+        measured=torch.tensor([loss, gradient_norm]),
     )
 
 
@@ -205,6 +205,33 @@ def test_divergence_is_noticed(caplog):
     for bad in (a_step(1, math.nan), a_step(1, 1.0, math.inf)):
         with pytest.raises(DivergedError, match="expected finite"):
             Watch(unigram_entropy=None).see(bad, 10)
+
+
+@dataclass(frozen=True)
+class BreaksAt:
+    """A loss that is no number from its n-th call on."""
+
+    first: int
+    calls: list[int] = field(default_factory=list)
+
+    def loss(self, model, batch):
+        self.calls.append(1)
+        found = MaskedLM().loss(model, batch)
+        return replace(found, total=found.total * (1.0 if len(self.calls) < self.first else np.nan))
+
+
+@pytest.mark.parametrize("first", [7, 10])
+def test_what_has_diverged_is_not_saved(tmp_path, first):
+    settings = exact(log_every=100, evaluate_every=100, save_every=5)
+    run = Run(path=tmp_path, total_steps=20)
+    with pytest.raises(DivergedError, match=f"step {first}: the loss is nan"):
+        train(State.begin(tiny_bert(), settings), BreaksAt(first), batches(), settings, run)
+    assert (tmp_path / "checkpoints" / "last").read_text() == "step-00000005"
+
+
+def test_a_step_names_its_parts():
+    step = replace(a_step(3, 5.0, 2.0), measured=torch.tensor([5.0, 2.0, 4.0]), names=("mask",))
+    assert (step.loss, step.gradient_norm, step.parts) == (5.0, 2.0, {"mask": 4.0})
 
 
 def test_budgets():

@@ -94,6 +94,13 @@ def uncompiled(function: F) -> F:
     return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`, without waiting for what a CUDA device still has to do."""
+    if device.type == "cuda" and tensor.is_cpu:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def round_rows(count: int, device: torch.device) -> int:
     """The number of rows to compute for `count` of them: on the CPU rounded up to a coarse grain.
 

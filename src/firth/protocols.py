@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from firth.device import moved
 from firth.errors import ConfigError
 
 Text = str | Sequence[str]
@@ -184,13 +185,13 @@ class Batch:
         """The same batch with its tensors on `device`, but for those that lay it out."""
         if device.type == "cpu":
             return self
-        moved = {
-            f.name: value.to(device) if isinstance(value, Batch) else _moved(value, device)
+        tensors = {
+            f.name: value.to(device) if isinstance(value, Batch) else moved(value, device)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), (Tensor, Batch))
             and f.name not in _LAYING_OUT
         }
-        return replace(self, **moved)
+        return replace(self, **tensors)
 
     def split(self, parts: int) -> list["Batch"]:
         """Cuts the batch between sequences into `parts` batches of about equal token counts.
@@ -251,10 +252,6 @@ class Batch:
 
 _LAYING_OUT = ("starts", "word_starts", "prefix")
 """What says where sequences lie, and is read on the CPU."""
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from firth.device import round_rows, uncompiled
+from firth.device import moved, round_rows, uncompiled
 
 _EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Sequences up to one of these lengths, and longer than the one before it, form a group."""
+
+_FEW_EDGES = (32, 128, 512)
+"""The same for other devices: launching a tile's kernels takes longer than padding."""
 
 _TILE_SCORES = 1 << 18
 """Scores a head in one CPU tile: with four heads in bfloat16, two megabytes, which stay cached."""
@@ -133,9 +136,13 @@ class Layout:
 def _tiles(given: Packed) -> tuple[Tile, ...]:
     starts, keys, prefix, device = given.starts, given.keys, given.prefix, given.device
     lengths = starts.diff()
-    classes = _classes(lengths)
-    if keys is not None:
-        classes = classes * 4096 + _classes(keys.diff())
+    if device.type == "cpu":
+        classes = _classes(lengths)
+        if keys is not None:
+            classes = classes * 4096 + _classes(keys.diff())
+    else:
+        longer = lengths if keys is None else torch.maximum(lengths, keys.diff())
+        classes = torch.searchsorted(torch.tensor(_FEW_EDGES), longer)
     extent = None if prefix is None else _extent(prefix, lengths)
     if extent is not None:
         classes = classes * 3 + extent
@@ -176,7 +183,7 @@ def _stretch(given: Packed, first: int, last: int, *, whole: bool) -> Stretch:
         chosen = starts[first : last + 1]
         longest = -(-int(chosen.diff().max()) // 128) * 128
         rows = slice(int(chosen[0]), int(chosen[-1]))
-        return rows, (chosen - chosen[0]).int().to(given.device), longest
+        return rows, moved((chosen - chosen[0]).int(), given.device), longest
 
     rows, starts, longest = part(given.starts)
     if given.keys is None:
@@ -188,10 +195,11 @@ def _stretch(given: Packed, first: int, last: int, *, whole: bool) -> Stretch:
 def positions_of(starts: Tensor, device: torch.device) -> Tensor:
     """(R) int64 positions counted from 0 in each sequence, then zeros in the spare rows."""
     num_tokens = int(starts[-1])
-    positions = torch.zeros(round_rows(num_tokens, device), dtype=torch.int64)
-    positions[:num_tokens] = torch.arange(num_tokens)
-    positions[:num_tokens] -= starts[:-1].repeat_interleave(starts.diff())
-    return positions.to(device)
+    positions = torch.zeros(round_rows(num_tokens, device), dtype=torch.int64, device=device)
+    starts = moved(starts, device)
+    first = starts[:-1].repeat_interleave(starts.diff(), output_size=num_tokens)
+    torch.sub(torch.arange(num_tokens, device=device), first, out=positions[:num_tokens])
+    return positions
 
 
 _NONE, _SOME, _ALL = 0, 1, 2

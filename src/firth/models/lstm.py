@@ -6,12 +6,13 @@ Notation (Hochreiter and Schmidhuber 1997, with forget gates, Gers et al. 2000):
     c_t = f * c_{t-1} + i * g,                  h_t = o * tanh(c_t)
 """
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from firth.device import fast_bfloat16, round_rows
+from firth.device import activation_dtype, fast_bfloat16, round_rows
 from firth.models.recurrence import State
 
 
@@ -167,25 +168,52 @@ def has_fused_lstm(dtype: torch.dtype | None, device: torch.device) -> bool:
 
 
 def fused_lstm(
-    x: Tensor, weights: tuple[Tensor, Tensor, Tensor], state: State, *, training: bool
+    x: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor],
+    state: State,
+    sizes: tuple[int, ...],
+    *,
+    training: bool,
 ) -> tuple[Tensor, State]:
-    """The same by torch's own kernel: sequences of one length, no projection, no clipping.
+    """The same by torch's own kernel, without projection and clipping.
 
-    On a CPU oneDNN computes all steps in one call, forward and backward.
+    oneDNN computes all steps in one call, forward and backward, where sequences are of one length;
+    cuDNN whatever their lengths are.
 
     Args:
-        x: (T, B, D) step by step.
+        x: (N, D) step by step.
         weights: W (4H, D), U (4H, H) and b (4H), in our order of gates.
         state: before the first step.
+        sizes: of each step.
         training: whether there will be a backward pass.
 
     Returns:
-        (T, B, H) outputs, and the state behind the last step.
+        (N, H) outputs step by step, and the state behind the last step of each sequence.
     """
-    theirs = [_torch_order(one) for one in weights]
+    ordered = [_torch_order(one) for one in weights]
+    ordered.append(torch.zeros_like(ordered[2]))  # it adds a second bias
+    if not x.is_cpu:
+        return _cudnn_lstm(x, ordered, state, sizes, training)
     begin = [state.hidden[None].to(x.dtype), state.cell[None].to(x.dtype)]
-    theirs.append(torch.zeros_like(theirs[2]))  # it adds a second bias
-    outputs, hidden, cell = torch.lstm(x, begin, theirs, True, 1, 0.0, training, False, False)
+    together = x.view(len(sizes), -1, x.shape[1])
+    outputs, hidden, cell = torch.lstm(
+        together, begin, ordered, True, 1, 0.0, training, False, False
+    )
+    return outputs.flatten(0, 1), State(hidden[0], cell[0])
+
+
+def _cudnn_lstm(
+    x: Tensor, weights: list[Tensor], state: State, sizes: tuple[int, ...], training: bool
+) -> tuple[Tensor, State]:
+    dtype = activation_dtype(x.device) or x.dtype
+    x, *weights = (one.to(dtype) for one in (x, *weights))
+    begin = [state.hidden[None].to(dtype), state.cell[None].to(dtype)]
+    with torch.autocast(x.device.type, enabled=False), warnings.catch_warnings():  # float16 else
+        # Dropped weights are new in every step, so they cannot lie where it wants them.
+        warnings.filterwarnings("ignore", message="RNN module weights are not part")
+        outputs, hidden, cell = torch.lstm(
+            x, torch.tensor(sizes), begin, weights, True, 1, 0.0, training, False
+        )
     return outputs, State(hidden[0], cell[0])
 
 

@@ -85,11 +85,9 @@ class LSTMLayer(nn.Module):
         rows = x.index_select(0, steps.order)
         placed = State(state.hidden[steps.slots], state.cell[steps.slots])
         recurrent = dropped(self.recurrent, self.weight_dropout if self.training else 0.0)
-        if self._is_plain and steps.even and has_fused_lstm(activation_dtype(x.device), x.device):
-            together = rows.view(len(steps.sizes), -1, rows.shape[1])
+        if self._is_plain and self._has_kernel(steps):
             weights = (self.weight, recurrent, self.bias)
-            outputs, last = fused_lstm(together, weights, placed, training=self.training)
-            outputs = outputs.flatten(0, 1)
+            outputs, last = fused_lstm(rows, weights, placed, steps.sizes, training=self.training)
         else:
             outputs, last = lstm(
                 F.linear(round_up(rows), self.weight, self.bias),
@@ -106,9 +104,14 @@ class LSTMLayer(nn.Module):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether torch has a kernel for it that is fast where this runs."""
-        on_cpu = self.weight.device.type == "cpu"
-        return on_cpu and self.projection is None and not any(self.clips)
+        return self.projection is None and not any(self.clips)
+
+    def _has_kernel(self, steps: Steps) -> bool:
+        """Whether torch has a kernel for a plain LSTM that is fast where this runs."""
+        device = self.weight.device
+        if device.type == "cuda":
+            return bool(steps.sizes)
+        return steps.even and has_fused_lstm(activation_dtype(device), device)
 
 
 class RecurrentStack(nn.Module):

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,15 +90,37 @@ class Step:
 
     step: int
     """Steps done, this one included."""
-    loss: float
-    """Mean over the step's predictions, in nats."""
     num_predictions: int
     num_tokens: int
     seconds: float
     learning_rate: float
-    gradient_norm: float
-    parts: dict[str, float] = field(default_factory=dict)
-    """What a loss of several parts names, over the step's predictions."""
+    measured: torch.Tensor
+    """(2 + P): loss, gradient norm and parts, which a CUDA device may still be computing."""
+    names: tuple[str, ...] = ()
+    """Of the parts."""
+
+    @cached_property
+    def _values(self) -> list[float]:
+        return self.measured.tolist()  # waits for the device
+
+    @property
+    def loss(self) -> float:
+        """Mean over the step's predictions, in nats."""
+        return self._values[0]
+
+    @property
+    def gradient_norm(self) -> float:
+        """Before clipping."""
+        return self._values[1]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What a loss of several parts names, over the step's predictions."""
+        return dict(zip(self.names, self._values[2:], strict=True))
+
+    def wait(self) -> None:
+        """Returns when the device has done this step."""
+        assert self._values
 
 
 @dataclass
@@ -149,6 +172,9 @@ def steps(
     The step's batch is cut into accumulation x ranks parts. Each part's loss is divided by the
     number of predictions of the whole batch, so the parts' gradients add up to the batch's.
 
+    A step is yielded when a CUDA device has done the step before it: so it always has work, unless
+    the caller asks for the step's loss at once.
+
     Args:
         state: changed in place; may come from a checkpoint.
         objective: gives `loss(model, batch)`.
@@ -160,6 +186,7 @@ def steps(
     state.model.train()
     model = _compiled(state.model) if training.compile else state.model
     begin = time.perf_counter()
+    before: Step | None = None
     for batch in _ahead(batches, state.step, total_steps, training.workers):
         factor = training.schedule(state.step, total_steps) * batch.rate
         rate = set_learning_rates(state.optimizers, factor)
@@ -172,16 +199,18 @@ def steps(
         state.tokens += num_tokens
         if state.average is not None:
             state.average.update(state.model, state.step)
-        yield Step(
+        if before is not None:
+            before.wait()
+        before = Step(
             step=state.step,
-            loss=float(total),
             num_predictions=batch.num_predictions,
             num_tokens=num_tokens,
             seconds=time.perf_counter() - begin,
             learning_rate=rate,
-            gradient_norm=float(norm),
-            parts={name: float(value) for name, value in parts.items()},
+            measured=torch.stack([total, norm.to(total), *parts.values()]),
+            names=tuple(parts),
         )
+        yield before
         state.model.train()  # the caller may have evaluated
         begin = time.perf_counter()
 
