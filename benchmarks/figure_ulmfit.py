@@ -6,7 +6,7 @@ AWD_RUN is a run of `awd-lstm` on general text. Its second stage reads the 25,00
 labels (`--tune` passes). Classifiers are trained on `--sizes` labelled reviews (0: all) and tested
 on `--test` of the 25,000 test reviews; a tenth more of the training reviews is held out to stop on.
 With --ablation each of the tricks is switched off at 1,000 labels. Mean and 95 % interval over
-seeds. Writes benchmarks/results/ulmfit.{json,md} after every row, or under the name that --name
+seeds. Writes benchmarks/results/ulmfit.{json,md} after every run, or under the name that --name
 gives; rows that are there already and are not asked for stay.
 """
 
@@ -123,11 +123,11 @@ def main() -> None:
     for name, size, model, with_how in todo:
         if given.systems and name not in given.systems:
             continue
-        scores = [
-            accuracy(model, size, given.data, seed, with_how, test) for seed in range(given.seeds)
-        ]
-        write({"labels": size, "system": name, "scores": scores}, given.name)
-        print(size, name, shown(scores), flush=True)
+        scores: list[float] = []
+        for seed in range(given.seeds):
+            scores.append(accuracy(model, size, given.data, seed, with_how, test))
+            write({"labels": size, "system": name, "scores": scores}, given.name)
+            print(size, name, shown(scores), flush=True)
 
 
 if __name__ == "__main__":
