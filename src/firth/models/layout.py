@@ -11,7 +11,7 @@ from firth.device import moved, round_rows, uncompiled
 _EDGES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Sequences up to one of these lengths, and longer than the one before it, form a group."""
 
-_FEW_EDGES = (32, 128, 512)
+_FEW_EDGES = (32, 128, 512, 1024, 2048, 4096, 8192)
 """The same for other devices: launching a tile's kernels takes longer than padding."""
 
 _TILE_SCORES = 1 << 18
