@@ -57,10 +57,9 @@ def transformer(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     dropout and label smoothing 0.1, one vocabulary of both languages.
 
     Departures, for small corpora: byte-level BPE of 8,192 instead of 37,000; batches of 1,024
-    tokens of both sides instead of 50,000, since a layer of attention to the source takes some
-    thousand steps to learn whom to look at; warm-up over a tenth of the run, up to 1e-3; dropout of
-    the attention probabilities too, as in the published program; no averaging of checkpoints
-    (`training.average`).
+    tokens of both sides instead of 50,000, for more steps on as much text; warm-up over a tenth of
+    the run, up to 1e-3; dropout of the attention probabilities too, as in the published program; no
+    averaging of checkpoints (`training.average`).
     """
     return Recipe(
         name="transformer",
