@@ -119,7 +119,7 @@ class Step:
         return dict(zip(self.names, self._values[2:], strict=True))
 
     def wait(self) -> None:
-        """Returns when the device has done this step."""
+        """Returns when the device has done this step, and what was launched since."""
         assert self._values
 
 
@@ -172,8 +172,8 @@ def steps(
     The step's batch is cut into accumulation x ranks parts. Each part's loss is divided by the
     number of predictions of the whole batch, so the parts' gradients add up to the batch's.
 
-    A step is yielded when a CUDA device has done the step before it: so it always has work, unless
-    the caller asks for the step's loss at once.
+    The values of a step are read from a CUDA device when the caller asks for them, those of the step
+    before it at the latest when it is yielded; this waits for all that was launched.
 
     Args:
         state: changed in place; may come from a checkpoint.

@@ -167,7 +167,7 @@ def _consume(
             record["seconds"] = before + time.perf_counter() - begin
             last = step.step == run.total_steps
             stopped = agree(bool(stop), run.ranks, device)
-            # A CUDA device is still busy with the newest step: wait for it only where it is needed.
+            # The newest step's values are read only where they are needed: reading waits for CUDA.
             needed = last or stopped or _is_due(step.step, training)
             while len(unseen) > (0 if needed else 1):
                 watch.see(unseen.pop(0), run.total_steps)
