@@ -172,8 +172,8 @@ def steps(
     The step's batch is cut into accumulation x ranks parts. Each part's loss is divided by the
     number of predictions of the whole batch, so the parts' gradients add up to the batch's.
 
-    The values of a step are read from a CUDA device when the caller asks for them, those of the step
-    before it at the latest when it is yielded; this waits for all that was launched.
+    The values of a step are read from a CUDA device when the caller asks for them, those of the
+    step before it at the latest when it is yielded; this waits for all that was launched.
 
     Args:
         state: changed in place; may come from a checkpoint.
