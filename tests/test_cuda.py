@@ -94,11 +94,12 @@ def test_attention_by_distance_is_that_of_the_cpu():
         assert (part - reference).norm() < 1e-3 * reference.norm()
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_an_lstm_is_that_of_the_cpu(reverse):
+def test_an_lstm_is_that_of_the_cpu(reverse, training):
     torch.manual_seed(0)
     starts = torch.tensor([0, *np.cumsum(LENGTHS)])
-    layer = LSTMLayer(16, 24, reverse=reverse)
+    layer = LSTMLayer(16, 24, reverse=reverse).train(training)
     values = torch.randn(int(starts[-1]), 16)
     state = State(torch.randn(len(LENGTHS), 24), torch.randn(len(LENGTHS), 24))
     found = []

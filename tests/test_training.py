@@ -183,11 +183,12 @@ def test_the_run_is_logged_and_validated(tmp_path):
 def a_step(step: int, loss: float, gradient_norm: float = 1.0) -> Step:
     return Step(
         step=step,
+        loss=loss,
         num_predictions=1,
         num_tokens=1,
         seconds=1.0,
         learning_rate=1e-3,
-        measured=torch.tensor([loss, gradient_norm]),
+        gradient_norm=gradient_norm,
     )
 
 
@@ -227,11 +228,6 @@ def test_what_has_diverged_is_not_saved(tmp_path, first):
     with pytest.raises(DivergedError, match=f"step {first}: the loss is nan"):
         train(State.begin(tiny_bert(), settings), BreaksAt(first), batches(), settings, run)
     assert (tmp_path / "checkpoints" / "last").read_text() == "step-00000005"
-
-
-def test_a_step_names_its_parts():
-    step = replace(a_step(3, 5.0, 2.0), measured=torch.tensor([5.0, 2.0, 4.0]), names=("mask",))
-    assert (step.loss, step.gradient_norm, step.parts) == (5.0, 2.0, {"mask": 4.0})
 
 
 def test_budgets():

@@ -87,7 +87,9 @@ class LSTMLayer(nn.Module):
         recurrent = dropped(self.recurrent, self.weight_dropout if self.training else 0.0)
         if self._is_plain and self._has_kernel(steps):
             weights = (self.weight, recurrent, self.bias)
-            outputs, last = fused_lstm(rows, weights, placed, steps.sizes, training=self.training)
+            # A backward pass may follow in evaluation, too.
+            training = torch.is_grad_enabled()
+            outputs, last = fused_lstm(rows, weights, placed, steps.sizes, training=training)
         else:
             outputs, last = lstm(
                 F.linear(round_up(rows), self.weight, self.bias),

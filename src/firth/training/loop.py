@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,37 +89,15 @@ class Step:
 
     step: int
     """Steps done, this one included."""
+    loss: float
+    """Mean over the step's predictions, in nats."""
     num_predictions: int
     num_tokens: int
     seconds: float
     learning_rate: float
-    measured: torch.Tensor
-    """(2 + P): loss, gradient norm and parts, which a CUDA device may still be computing."""
-    names: tuple[str, ...] = ()
-    """Of the parts."""
-
-    @cached_property
-    def _values(self) -> list[float]:
-        return self.measured.tolist()  # waits for the device
-
-    @property
-    def loss(self) -> float:
-        """Mean over the step's predictions, in nats."""
-        return self._values[0]
-
-    @property
-    def gradient_norm(self) -> float:
-        """Before clipping."""
-        return self._values[1]
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """What a loss of several parts names, over the step's predictions."""
-        return dict(zip(self.names, self._values[2:], strict=True))
-
-    def wait(self) -> None:
-        """Returns when the device has done this step, and what was launched since."""
-        assert self._values
+    gradient_norm: float
+    parts: dict[str, float] = field(default_factory=dict)
+    """What a loss of several parts names, over the step's predictions."""
 
 
 @dataclass
@@ -172,9 +149,6 @@ def steps(
     The step's batch is cut into accumulation x ranks parts. Each part's loss is divided by the
     number of predictions of the whole batch, so the parts' gradients add up to the batch's.
 
-    The values of a step are read from a CUDA device when the caller asks for them, those of the
-    step before it at the latest when it is yielded; this waits for all that was launched.
-
     Args:
         state: changed in place; may come from a checkpoint.
         objective: gives `loss(model, batch)`.
@@ -186,7 +160,6 @@ def steps(
     state.model.train()
     model = _compiled(state.model) if training.compile else state.model
     begin = time.perf_counter()
-    before: Step | None = None
     for batch in _ahead(batches, state.step, total_steps, training.workers):
         factor = training.schedule(state.step, total_steps) * batch.rate
         rate = set_learning_rates(state.optimizers, factor)
@@ -199,18 +172,16 @@ def steps(
         state.tokens += num_tokens
         if state.average is not None:
             state.average.update(state.model, state.step)
-        if before is not None:
-            before.wait()
-        before = Step(
+        yield Step(
             step=state.step,
+            loss=float(total),
             num_predictions=batch.num_predictions,
             num_tokens=num_tokens,
             seconds=time.perf_counter() - begin,
             learning_rate=rate,
-            measured=torch.stack([total, norm.to(total), *parts.values()]),
-            names=tuple(parts),
+            gradient_norm=float(norm),
+            parts={name: float(value) for name, value in parts.items()},
         )
-        yield before
         state.model.train()  # the caller may have evaluated
         begin = time.perf_counter()
 

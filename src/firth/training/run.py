@@ -157,20 +157,15 @@ def _consume(
     device = next(state.model.parameters()).device
     begin, before = time.perf_counter(), record["seconds"]
     window: list[Step] = []
-    unseen: list[Step] = []
     with interruptions() as stop:
         for step in steps(
             state, objective, batches, training, total_steps=run.total_steps, ranks=run.ranks
         ):
+            watch.see(step, run.total_steps)
             window.append(step)
-            unseen.append(step)
             record["seconds"] = before + time.perf_counter() - begin
             last = step.step == run.total_steps
             stopped = agree(bool(stop), run.ranks, device)
-            # The newest step's values are read only where they are needed: reading waits for CUDA.
-            needed = last or stopped or _is_due(step.step, training)
-            while len(unseen) > (0 if needed else 1):
-                watch.see(unseen.pop(0), run.total_steps)
             if tracker and (step.step % training.log_every == 0 or last):
                 tracker.write(_log(window, state, run, record["seconds"]))
                 window.clear()
@@ -183,12 +178,6 @@ def _consume(
                 wait(run.ranks)
             if stopped:
                 raise _interrupted(stop, step, run)
-
-
-def _is_due(step: int, training: Training) -> bool:
-    """Whether something is logged, measured or saved after this step."""
-    every = (training.log_every, training.evaluate_every, training.save_every)
-    return any(step % count == 0 for count in every)
 
 
 def _resume(state: State, run: Run) -> dict[str, Any]:
