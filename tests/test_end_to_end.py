@@ -23,6 +23,7 @@ import torch
 
 import firth
 from firth.cli import VERBS, main
+from firth.errors import ConfigError
 from firth.recipes import RECIPES
 from firth.training.tracking import read_metrics
 
@@ -50,12 +51,12 @@ def strict_json(text: str) -> dict:
     return json.loads(text, parse_constant=refuse)
 
 
-def run(*arguments: object, stdin: str = "", error: type = io.StringIO) -> Result:
+def run(*arguments: object, stdin: str | bytes = "", error: type = io.StringIO) -> Result:
     """`firth ARGUMENTS`, in this process."""
     out, err = io.StringIO(), error()
     logger = logging.getLogger("firth")
     before = sys.stdin
-    sys.stdin = io.StringIO(stdin)
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode() if isinstance(stdin, str) else stdin))
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([str(argument) for argument in arguments])
@@ -345,6 +346,53 @@ def test_pre_training_does_not_overwrite_a_model_that_is_no_run(corpus, fine_tun
     assert result.code == 2
     assert "-o" in result.err
     assert contents(tmp_path / "model") == before
+
+
+@pytest.mark.parametrize("name", ["data", "tokenizer.json", "README.md"])
+def test_a_run_does_not_take_the_place_of_other_files(name, corpus, tmp_path):
+    """`-o .`, twice: what an attempt left behind is cleared away, the user's files are not."""
+    mine = tmp_path / name / "mine.txt" if name == "data" else tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("my own words")
+    for vocabulary in (300, 400):
+        result = run(*training(corpus, tmp_path, "--vocab", vocabulary, steps=1))
+        assert result.code == 2
+        assert f"{name} is there already" in result.err
+    assert contents(tmp_path) == {str(mine.relative_to(tmp_path)): b"my own words"}
+
+
+def test_a_language_model_is_not_saved_over_an_adapted_one(tiny_run, fine_tuned, tmp_path):
+    shutil.copytree(fine_tuned, tmp_path / "model")
+    with pytest.raises(ConfigError, match="holds another model"):
+        firth.load(tiny_run).save(tmp_path / "model")
+    assert contents(tmp_path / "model") == contents(fine_tuned)
+
+
+def test_a_run_that_has_not_begun_can_be_inspected(tmp_path):
+    one = tmp_path / "one.txt"
+    one.write_text("One document, of which none can be held out.\n")
+    assert run(*training(one, tmp_path / "run", steps=1)).code == 3
+    assert "training\tnot begun" in good("inspect", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 5),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate"
+                      " memory: you tried to allocate 9 bytes"), 5),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 5),
+    ],
+)  # fmt: skip
+def test_lack_of_memory_ends_with_5(error, code, monkeypatch):
+    def lack(_arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("firth.cli.show.recipes", lack)
+    assert run("recipes").code == code
+    monkeypatch.setattr("firth.cli.show.recipes", lambda _arguments: [][0])
+    with pytest.raises(IndexError):
+        run("recipes")
 
 
 def test_a_run_that_diverges_ends_with_4(corpus, tmp_path):
@@ -685,6 +733,29 @@ def test_embed_names_the_file_that_it_wrote(tiny_run, lines, tmp_path):
 def test_embed_makes_the_folder_of_its_output(tiny_run, lines, tmp_path):
     good("embed", tiny_run, lines, "-o", tmp_path / "new" / "vectors.npy")
     assert np.load(tmp_path / "new" / "vectors.npy").shape == (3, 128)
+
+
+def test_bytes_on_stdin_that_are_not_utf8_are_named(tiny_run, tmp_path):
+    result = run("embed", tiny_run, "-", "-o", tmp_path / "x.npy", stdin=b"a caf\xe9\n")
+    assert result.code == 3
+    assert "stdin: byte 5 is 0xe9, expected UTF-8" in result.err
+
+
+def test_no_candidates_for_a_blank_are_refused(tiny_run):
+    result = run("fill", tiny_run, "The [MASK] was late.", "--top-k", 0)
+    assert result.code == 2
+    assert "top_k is 0" in result.err
+
+
+def test_seeds_are_a_sequence(lm):
+    with pytest.raises(ConfigError, match="seeds is 5; expected a sequence"):
+        firth.adapt(lm, firth.Classification(), [], seeds=5)
+
+
+def test_a_path_is_no_corpus(corpus, tmp_path):
+    with pytest.raises(ConfigError, match="corpus is a str; expected"):
+        firth.pretrain(firth.recipe("bert"), str(corpus), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_embed_without_layers_is_refused(tiny_run, lines, tmp_path):

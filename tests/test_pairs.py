@@ -91,6 +91,16 @@ def test_files_are_read_line_by_line(tmp_path, caplog):
         ParallelCorpus.from_files(tmp_path / "a.en.gz", tmp_path / "c.de")
 
 
+def test_bytes_that_are_not_utf8_are_replaced_on_request(tmp_path, caplog):
+    (tmp_path / "a.en").write_bytes(b"caf\xe9\n")
+    (tmp_path / "a.de").write_text("Kaffee\n")
+    with pytest.raises(DataError, match="byte 3 is 0xe9"):
+        ParallelCorpus.from_files(tmp_path / "a.en", tmp_path / "a.de")
+    corpus = ParallelCorpus.from_files(tmp_path / "a.en", tmp_path / "a.de", errors="replace")
+    assert corpus.source.texts == ("caf\ufffd",)
+    assert "1 invalid bytes replaced" in caplog.text
+
+
 def test_a_split_keeps_pairs_together():
     texts = tuple(f"text {i}" for i in range(100))
     corpus = ParallelCorpus.of(zip(texts, (t.upper() for t in texts), strict=True))

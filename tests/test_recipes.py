@@ -49,6 +49,24 @@ def test_word_vectors_are_tables(name, words, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+def test_what_is_not_given_is_the_recipes_own():
+    merity = firth.recipe("awd-lstm-2018", size=None, vocab_size=None).model
+    assert (merity.hidden_size, merity.vocab_size) == (1150, 33_280)
+    assert firth.recipe("word2vec", vocab_size=9000).model.vocab_size == 9000
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"training.optimizer": "Muon", "training.optimizer.lr": 0.01}, "training.optimizer.type"),
+        ({"training": 5}, "training"),
+    ],
+)
+def test_a_group_of_settings_is_no_value(settings, found):
+    with pytest.raises(ConfigError, match=found):
+        firth.recipe("gpt").with_settings(settings)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_survives_its_record(name):
     chosen = firth.recipe(name)

@@ -437,6 +437,21 @@ def test_a_static_model_predicts_neighbours_where_it_has_outputs(fasttext_run, c
         glove.logits(["of"])
 
 
+@pytest.mark.parametrize("use", ["fill", "score", "generate"])
+def test_word_vectors_predict_nothing_from_context(use, fasttext_run):
+    lm = firth.load(fasttext_run)
+    with pytest.raises(UnsupportedError, match=f"{use} needs a model that reads context"):
+        getattr(lm, use)(["we show that"])
+
+
+def test_word_vectors_do_not_go_on_from_others(fasttext_run, corpus, tmp_path):
+    """They would begin with random ones all the same."""
+    start = firth.load(fasttext_run)
+    with pytest.raises(ConfigError, match="leave the start out"):
+        firth.pretrain(quick("fasttext"), corpus, tmp_path / "run", start=start)
+    assert not (tmp_path / "run").exists()
+
+
 def test_adapting_static_vectors(tmp_path, corpus):
     """Two classes that one word each gives away; frozen and fine-tuned."""
     texts = [

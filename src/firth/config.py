@@ -88,8 +88,14 @@ def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in changes.items():
         *parents, name = path.split(".")
         inner = tree
-        for parent in parents:
+        for depth, parent in enumerate(parents, 1):
             inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                group = ".".join(parents[:depth])
+                raise ConfigError(
+                    f"{group} is given as {inner!r} and as a group of settings ({path}); to choose "
+                    f"a class give {group}.type"
+                )
         inner[name] = value
     return tree
 

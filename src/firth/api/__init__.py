@@ -21,9 +21,9 @@ def load(
 
     Args:
         path: a run directory, an adapted model, a `transformers` directory (BERT, RoBERTa,
-            DistilBERT, ModernBERT; a classifier comes back as an `AdaptedModel`), or ELMo as it was
-            published (`options.json` and `weights.hdf5`); or a file of word vectors (.vec, .txt,
-            .bin).
+            DistilBERT, ModernBERT, GPT-2, Llama, T5; a classifier comes back as an `AdaptedModel`),
+            or ELMo as it was published (`options.json` and `weights.hdf5`); or a file of word
+            vectors (.vec, .txt, .bin).
         device: "auto", "cpu", "cuda", ...
         precision: of the matrix products: bfloat16 where it is fast ("auto"), or "float32".
 

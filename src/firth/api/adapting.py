@@ -53,11 +53,13 @@ def adapt(
         The adapted model.
 
     Raises:
+        ConfigError: if `seeds` is no sequence or an empty one.
         DataError: if a file cannot be read, or there are too few examples.
         DivergedError: if every seed, restarts included, gave a degenerate run.
     """
-    if not seeds:
-        raise ConfigError("seeds is empty; give at least one seed, for instance (0,)")
+    if isinstance(seeds, int) or not seeds:
+        found = seeds if isinstance(seeds, int) else "empty"
+        raise ConfigError(f"seeds is {found}; expected a sequence of at least one, as (0, 1, 2)")
     adaptation = adaptation or FineTuning()
     train = task.read(train) if isinstance(train, (str, Path)) else list(train)
     dev = task.read(dev) if isinstance(dev, (str, Path)) else dev

@@ -132,6 +132,7 @@ def _prompts(lm: LanguageModel, texts: Sequence[str], how: Decoding) -> _Prompts
     if isinstance(lm.model, SourceToTarget):
         sources = [encoding.ids for encoding in lm.encode(texts, whole=True)]
         return _Prompts([np.array([vocabulary.first])] * len(sources), sources)
+    lm.require_context("generate")
     if not lm.causal:
         raise UnsupportedError(
             "generate needs a model that predicts the next token (a decoder), and this is a "

@@ -34,6 +34,7 @@ from firth.inference.minimal_pairs import (
 from firth.inference.scoring import Filled, Score, fill, score_causal, score_masked
 from firth.inference.stateful import stateful_states
 from firth.inference.word_index import WordIndex
+from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import save_model
 from firth.models import (
     AWDLSTM,
@@ -42,6 +43,7 @@ from firth.models import (
     Elmo,
     LanguageModelNetwork,
     SourceToTarget,
+    Static,
 )
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding, Report, Text
@@ -125,7 +127,7 @@ class LanguageModel:
 
         A masked model's are of the token itself, a causal one's of the next token.
         """
-        self._need_head("logits")
+        self._require_head("logits")
         if isinstance(self.model, SourceToTarget):
             raise UnsupportedError(
                 "logits of an encoder-decoder depend on what its decoder has written; use generate "
@@ -226,7 +228,7 @@ class LanguageModel:
             For one string, its candidates (a list for each of several blanks); for a list of
             strings, such a result for each.
         """
-        self._need_head("fill")
+        self.require_context("fill")
         if not self.fills:
             raise UnsupportedError(
                 "fill needs a masked language model, and this one writes from left to right; let "
@@ -251,7 +253,7 @@ class LanguageModel:
         Raises:
             UnsupportedError: if the model has no such score.
         """
-        self._need_head("score")
+        self.require_context("score")
         encodings = self.encode(texts)
         if within_word and isinstance(self.model, SourceToTarget):
             raise UnsupportedError("within_word is for masked models; leave it out")
@@ -336,8 +338,13 @@ class LanguageModel:
         return stream_text(self, text, Decoding(**settings), stop)
 
     def save(self, directory: str | Path) -> None:
-        """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read."""
+        """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read.
+
+        Raises:
+            ConfigError: if the directory holds an adapted model.
+        """
         path = Path(directory)
+        refuse_to_overwrite(path, "config.json")
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(
             path,
@@ -346,7 +353,16 @@ class LanguageModel:
         )
         save_model(path, self.model, vocabulary=self.tokenizer.vocabulary, firth=self.record)
 
-    def _need_head(self, use: str) -> None:
+    def require_context(self, use: str) -> None:
+        """Refuses a use that needs predictions from context, where the model has none."""
+        if isinstance(self.model, Static):
+            raise UnsupportedError(
+                f"{use} needs a model that reads context, and these are word vectors; embed, "
+                "word_similarity and adapt work"
+            )
+        self._require_head(use)
+
+    def _require_head(self, use: str) -> None:
         if not self.lm_head:
             raise UnsupportedError(
                 f"{self.path}: {use} needs the masked-LM head, which this directory does not hold; "

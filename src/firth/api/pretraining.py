@@ -139,7 +139,7 @@ def _prepare(
     tokenizer: Tokenizer | None,
 ) -> None:
     """Tokenizer, shards and the resolved recipe: whatever is not there yet."""
-    refuse_to_overwrite(run, "recipe.json")
+    _refuse_foreign(run)
     run.mkdir(parents=True, exist_ok=True)
     requested = json.loads(json.dumps(to_dict(recipe)))
     begun = _check_same(run, requested)
@@ -154,6 +154,19 @@ def _prepare(
         logger.info("%s text: %s", part, open_training_text(run, part, recipe).describe())
     if not begun:
         _write_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size), requested)
+
+
+def _refuse_foreign(run: Path) -> None:
+    """Keeps a run from writing over, or clearing away, what firth has not put there."""
+    refuse_to_overwrite(run, "recipe.json")
+    if (run / "recipe.json").exists():
+        return
+    for name in ("data", "tokenizer.json", "README.md"):
+        if (run / name).exists():
+            raise ConfigError(
+                f"{run / name} is there already and is not of a run of firth, which would write "
+                "its own in its place; choose a new directory with -o"
+            )
 
 
 def _annotator(recipe: Recipe, corpus: AnyCorpus) -> Callable[[], Annotator] | None:

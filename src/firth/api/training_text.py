@@ -160,11 +160,16 @@ def open_training_text(run: Path, part: str, recipe: Recipe) -> TrainingText:
 
 
 def check_corpus(recipe: Recipe, corpus: AnyCorpus) -> None:
-    """Refuses pairs where texts are needed, and the other way round.
+    """Refuses what is no corpus, pairs where texts are needed, and the other way round.
 
     Raises:
         ConfigError: if they do not fit.
     """
+    if not isinstance(corpus, AnyCorpus):
+        raise ConfigError(
+            f"the corpus is a {type(corpus).__name__}; expected a firth.Corpus, for instance "
+            "firth.Corpus.from_files(paths) or firth.Corpus.from_texts(texts)"
+        )
     if isinstance(corpus, MultilingualCorpus):
         _check_languages(recipe)
     pairs = isinstance(recipe.objective, SequenceToSequence)

@@ -4,6 +4,7 @@ import errno
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,8 @@ VERBS = {
 }
 """Verb to the module that has the function of that name, and what it does."""
 
+_OUT_OF_MEMORY = re.compile(r"out of memory|(can't|not enough|cannot) .*memory", re.IGNORECASE)
+
 HELP = """firth: pre-train language models on your own text, transfer them to your own tasks
 
 usage: firth VERB ... [--help]
@@ -46,7 +49,7 @@ usage: firth VERB ... [--help]
 
 Results go to stdout (--json for machines), logs to stderr. Exit codes: 0 done, 1 failure, 2 usage
 or configuration, 3 data, 4 diverged or degenerate, 5 out of memory or disk, 130/143 interrupted
-after saving."""
+(pre-training: after saving)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +86,9 @@ def _run(verb: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader (head, say) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:  # torch has RuntimeErrors for this
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
         print(f"firth {verb}: out of memory; try a smaller batch or model", file=sys.stderr)
         return 5
     except OSError as error:

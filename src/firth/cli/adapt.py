@@ -54,6 +54,9 @@ class Options:
     spans where they mark any, else accuracy."""
     quotes: Literal["auto", "literal", "standard"] | None = None
     """Whether quote characters are ordinary text (literal, as in GLUE's files) or enclose cells."""
+    header: bool | None = None
+    """Whether the first row of a .csv or .tsv file has the names of the columns; by default it has
+    unless all columns are given by number."""
     seeds: int = 1
     """How many seeds to train; all are reported, the best on dev is kept."""
     device: str = "auto"
@@ -74,7 +77,7 @@ def adapt(arguments: Sequence[str]) -> None:
     lm = load(options.model, device=options.device)
     if not isinstance(lm, LanguageModel):
         raise ConfigError(f"{options.model} is an adapted model already; give the run it came from")
-    names = ("text", "text_pair", "label", "kind", "spans", "metric", "quotes")
+    names = ("text", "text_pair", "label", "kind", "spans", "metric", "quotes", "header")
     given = {n: value for n in names if (value := getattr(options, n)) is not None}
     task = read_task(options.task, **given)
     adapted = adapt_model(

@@ -47,12 +47,24 @@ def take_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def read_lines(path: str) -> list[str]:
     """The lines of a text file (`-`: of stdin), empty ones kept, so that rows stay aligned."""
     if path == "-":
-        text = sys.stdin.read()
+        text = _stdin()
     elif not Path(path).is_file():
         raise DataError(f"{path}: no such file")
     else:
         text = "".join(read_text(Path(path), "strict", Statistics()))
     return text.removesuffix("\n").split("\n") if text else []
+
+
+def _stdin() -> str:
+    data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"stdin: byte {error.start} is 0x{data[error.start]:02x}, expected UTF-8; convert the "
+            "text (for instance `iconv -f latin1 -t utf-8`)"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def print_rows(rows: Iterable[dict[str, Any]], *, as_json: bool) -> None:

@@ -43,10 +43,11 @@ class Options:
     """
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """The run directory."""
-    size: str = "mini"
-    """tiny 2x128, mini 4x256, small 4x512, medium 8x512, base 12x768, large 24x1024."""
-    vocab: int = 8192
-    """Tokens in the vocabulary."""
+    size: str | None = None
+    """tiny 2x128, mini 4x256, small 4x512, medium 8x512, base 12x768, large 24x1024; by default the
+    recipe's (mini for most)."""
+    vocab: int | None = None
+    """Tokens in the vocabulary; by default the recipe's (8,192 for most)."""
     config: str | None = None
     """A TOML file with settings of the recipe."""
     steps: int | None = None
@@ -131,7 +132,11 @@ def _corpus(paths: Sequence[str], target: str | None, options: Options) -> AnyCo
     if target is not None:
         if len(paths) != 1:
             raise ConfigError(f"{target} needs one file of sources, and {len(paths)} were given")
-        return ParallelCorpus.from_files(paths[0], target)
+        for name in ("documents", "column", "drop_duplicates"):
+            if getattr(options, name) != getattr(Options, name):
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} is not for pairs of lines (--target); leave it out")
+        return ParallelCorpus.from_files(paths[0], target, errors=options.errors)
     if by_language := _by_language(paths):
         return MultilingualCorpus.of({n: _texts(p, options) for n, p in by_language.items()})
     return _texts(paths, options)

@@ -29,8 +29,8 @@ class RecipesOptions:
 
     words: tyro.conf.Positional[tuple[str, ...]] = ()
     """Nothing, or: show NAME."""
-    size: str = "mini"
-    vocab: int = 8192
+    size: str | None = None
+    vocab: int | None = None
     json: bool = False
 
 
@@ -119,7 +119,10 @@ def _facts(run: Path) -> dict[str, Any]:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
         facts["parameters"] = f"{sum(math.prod(shape) for shape in shapes):,}"
     if (run / "recipe.json").is_file():
-        recipe = read_json(run / "recipe.json")["recipe"]
+        record = read_json(run / "recipe.json")
+        if record["recipe"] is None:
+            facts["training"] = "not begun: its text was not read to the end"
+        recipe = record["recipe"] or record["requested"]
         model = recipe["model"]
         facts["recipe"] = recipe["name"]
         facts["shape"] = ", ".join(

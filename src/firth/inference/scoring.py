@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firth.errors import UnsupportedError
+from firth.errors import ConfigError, UnsupportedError
 from firth.inference.blanks import blank_scores, blank_states, blank_token
 from firth.inference.forward import Engine, Window, windows
 from firth.protocols import Batch, Encoding, Tokenizer
@@ -71,8 +71,11 @@ def fill(
         independently of each other.
 
     Raises:
+        ConfigError: if `top_k` is less than one.
         UnsupportedError: if a text has no mask, or is longer than the model's window.
     """
+    if top_k < 1:
+        raise ConfigError(f"top_k is {top_k}; expected at least 1")
     vocabulary = tokenizer.vocabulary
     blank = blank_token(engine.model, vocabulary)
     mask = tokenizer.token(blank)

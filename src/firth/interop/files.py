@@ -13,7 +13,9 @@ from firth.config import read_json
 from firth.errors import CheckpointError, ConfigError
 
 WEIGHTS = "model.safetensors"
-MODEL_FILES = (WEIGHTS, "config.json", "recipe.json", "adaptation.json")
+ADAPTED = "adaptation.json"
+"""Only a model that was taught a task has this file."""
+MODEL_FILES = (WEIGHTS, "config.json", "recipe.json", ADAPTED)
 
 _NAMED = 10
 """Tensors that an error names before it only counts them."""
@@ -43,9 +45,10 @@ def refuse_to_overwrite(directory: Path, own: str) -> None:
         own: the file that tells a model of this kind, which may be replaced.
 
     Raises:
-        ConfigError: if `directory` holds a model without that file.
+        ConfigError: if `directory` holds a model without that file, or an adapted one besides.
     """
-    if not (directory / own).exists() and any((directory / name).exists() for name in MODEL_FILES):
+    found = {name for name in MODEL_FILES if (directory / name).exists()}
+    if found and (own not in found or ADAPTED in found - {own}):
         raise ConfigError(
             f"{directory} holds another model, which would be lost; choose another directory "
             "with -o"

@@ -38,12 +38,16 @@ RECIPES = {
 def recipe(name: str, **arguments: Any) -> Recipe:
     """The recipe called `name`.
 
+    Args:
+        name: one of `RECIPES`.
+        arguments: `size` and `vocab_size`; where they are left out or None, the recipe's own.
+
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none of this name.
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r}; {suggest(name, RECIPES)}")
-    return RECIPES[name](**arguments)
+    return RECIPES[name](**{key: value for key, value in arguments.items() if value is not None})
 
 
 __all__ = ["RECIPES", "DataSettings", "Recipe", "TokenizerSettings", "recipe"]

@@ -118,8 +118,9 @@ class Recipe:
             ConfigError: if a setting does not exist or has a wrong value.
         """
         tree = nested(settings)
-        if set(tree.get("training", ())) & set(BUDGETS):
-            tree["training"] = {**dict.fromkeys(BUDGETS), **tree["training"]}
+        training = tree.get("training")
+        if isinstance(training, dict) and set(training) & set(BUDGETS):
+            tree["training"] = {**dict.fromkeys(BUDGETS), **training}
         changed = merge(self, tree, where=where)
         for setting, reason in _without_effect(changed, tree):
             logger.warning("%s%s has no effect: %s", where and f"{where}: ", setting, reason)
@@ -129,8 +130,13 @@ class Recipe:
         """The recipe for going on from a model: its shape, with the dropouts of this recipe.
 
         Raises:
-            ConfigError: if the recipe trains another kind of model.
+            ConfigError: if the recipe trains another kind of model, or word vectors.
         """
+        if isinstance(self.objective, WordContext):
+            raise ConfigError(
+                f"the recipe {self.name} begins with random vectors and cannot go on from {name}; "
+                "leave the start out"
+            )
         if type(shape) is not type(self.model):
             raise ConfigError(
                 f"the recipe {self.name} trains {type(self.model).__name__}, and {name} is "

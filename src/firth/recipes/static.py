@@ -8,11 +8,8 @@ from firth.recipes.settings import DataSettings, Recipe, TokenizerSettings
 from firth.recipes.shapes import shape_of
 from firth.training import Training
 
-_WORDS = 50_000
-"""Entries of a vocabulary of whole words, unless more are asked for."""
 
-
-def word2vec(size: str = "mini", vocab_size: int = 8192) -> Recipe:
+def word2vec(size: str = "mini", vocab_size: int = 50_000) -> Recipe:
     """Skip-gram with negative sampling (Mikolov et al. 2013, "Distributed Representations").
 
     Section 2.2 and 2.3, with the settings of the published program: windows of 1 to 5 words, 5
@@ -20,14 +17,14 @@ def word2vec(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     `--objective.type CBOW`, whose rate is 0.05.
 
     Departures: those of `SkipGram`; vectors as wide as BERT's of this size (the papers have 300,
-    the program 100); lower case; the 50,000 most frequent words, or `vocab_size` if that is more,
-    of those seen twice (the program has all seen 5 times); a window ends with its document, and
+    the program 100); lower case; the `vocab_size` most frequent words of those seen twice (the
+    program has all seen 5 times); a window ends with its document, and
     the words in it are those that are not cut at white space and punctuation.
     """
     return _recipe("word2vec", size, vocab_size, SkipGram())
 
 
-def fasttext(size: str = "mini", vocab_size: int = 8192) -> Recipe:
+def fasttext(size: str = "mini", vocab_size: int = 50_000) -> Recipe:
     """FastText (Bojanowski et al. 2017), section 3 and 4.3: skip-gram over n-grams of characters.
 
     N-grams of 3 to 6 characters, negatives by the square root of the frequency, subsampling at
@@ -40,7 +37,7 @@ def fasttext(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     return _recipe("fasttext", size, vocab_size, objective, buckets=200_000)
 
 
-def glove(size: str = "mini", vocab_size: int = 8192) -> Recipe:
+def glove(size: str = "mini", vocab_size: int = 50_000) -> Recipe:
     """GloVe (Pennington et al. 2014), section 4.2: a fit to the logarithms of co-occurrence counts.
 
     Ten words to each side, x_max 100, alpha 3/4, AdaGrad at 0.05, 50 passes (the paper's number
@@ -60,11 +57,11 @@ def _recipe(
     epochs: float = 5.0,
     **shape: Any,
 ) -> Recipe:
-    words = max(_WORDS, vocab_size)
+    width = shape_of(size)["hidden_size"]
     return Recipe(
         name=name,
-        model=StaticConfig(vocab_size=words, hidden_size=shape_of(size)["hidden_size"], **shape),
-        tokenizer=TokenizerSettings(kind="word", vocab_size=words, lowercase=True),
+        model=StaticConfig(vocab_size=vocab_size, hidden_size=width, **shape),
+        tokenizer=TokenizerSettings(kind="word", vocab_size=vocab_size, lowercase=True),
         objective=objective,
         data=DataSettings(max_length=1000),
         training=Training(epochs=epochs, batch_tokens=10_000),

@@ -53,7 +53,7 @@ def parse_value(cell: Any, where: str) -> float:
     if not math.isfinite(value):
         raise DataError(
             f"{where}: the label is {_shown(cell)}; a regression needs a finite number "
-            "(if this row holds the names of the columns, set header=True)"
+            "(if this row holds the names of the columns, set header=True: --header True)"
         )
     return value
 

@@ -308,5 +308,6 @@ def _check_first_row(path: str | Path, examples: Sequence[Example]) -> None:
     if len(counts) > 2 and [name for name in counts if counts[name] == 1] == [first]:
         raise ConfigError(
             f"{path}: row 1 looks like the names of the columns: its label {first!r} is in no "
-            "other row, every other label in several; set header=True if so, header=False if not"
+            "other row, every other label in several; set header=True (--header True) if so, "
+            "header=False if not"
         )

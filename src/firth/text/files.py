@@ -216,5 +216,6 @@ def _invalid_byte(path: Path, error: UnicodeDecodeError, offset: int) -> DataErr
     return DataError(
         f"{path}: byte {offset + error.start} is 0x{error.object[error.start]:02x} "
         f"(after {before!r}), expected UTF-8; convert the file (for instance "
-        "`iconv -f latin1 -t utf-8`), or pass errors='replace' to put U+FFFD and count"
+        "`iconv -f latin1 -t utf-8`); a corpus can also be read with errors='replace' (--errors "
+        "replace), which puts U+FFFD and counts"
     )

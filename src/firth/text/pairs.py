@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -46,13 +47,20 @@ class ParallelCorpus:
     target: Lines
 
     @staticmethod
-    def from_files(source: str | Path, target: str | Path) -> "ParallelCorpus":
+    def from_files(
+        source: str | Path, target: str | Path, *, errors: Literal["strict", "replace"] = "strict"
+    ) -> "ParallelCorpus":
         """Two text files (also .gz, .zst) whose lines correspond; pairs with an empty side go.
 
+        Args:
+            source: the texts.
+            target: what they become.
+            errors: "replace" to put U+FFFD for bytes that are not UTF-8.
+
         Raises:
-            DataError: if a file is missing, or they have unequal numbers of lines.
+            DataError: if a file is missing or not UTF-8, or they have unequal numbers of lines.
         """
-        sides = [_lines(Path(path)) for path in (source, target)]
+        sides = [_lines(Path(path), errors) for path in (source, target)]
         if len(sides[0]) != len(sides[1]):
             raise DataError(
                 f"{source} has {len(sides[0]):,} lines and {target} has {len(sides[1]):,}; "
@@ -95,10 +103,13 @@ class ParallelCorpus:
         return train, held_out
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, errors: str) -> list[str]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    text = "".join(read_text(path, "strict", Statistics()))
+    statistics = Statistics()
+    text = "".join(read_text(path, errors, statistics))
+    if statistics.replaced:
+        logger.warning("%s: %d invalid bytes replaced by U+FFFD", path, statistics.replaced)
     return text.removesuffix("\n").split("\n")
 
 
