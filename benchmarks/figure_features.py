@@ -6,7 +6,8 @@ A BiLSTM task network (Peters et al. 2018, section 5) reads the features of a fr
 speech (UD English EWT, accuracy), entities (WNUT 17, F1 of spans) and sentiment in five classes
 (SST, accuracy). "random" is the same ELMo with fresh weights, "characters" its word vectors,
 without context. Dev parts to stop on, test parts to report, mean and 95 % interval over seeds.
-Writes benchmarks/results/features.{json,md} after every row.
+Writes benchmarks/results/features.{json,md} after every row, or under the name that --name gives;
+rows that are there already and are not asked for (`--features`) stay.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from firth.protocols import Example
 from firth.tasks.metrics import mean_and_interval
 
 RESULTS = Path(__file__).parent / "results"
+ORDER = ("random", "static", "characters", "last layer", "mix")
 _LABEL, _WORD = re.compile(r"^\((\d) "), re.compile(r"[^() ]+(?=\))")
 
 
@@ -109,6 +111,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--epochs", type=float, default=10)
     options.add_argument("--tasks", nargs="+", default=["POS", "NER", "SST-5"])
+    options.add_argument("--features", nargs="+", help="only rows of these names")
     options.add_argument("--name", default="features")
     given = options.parse_args()
     prepare_process()
@@ -120,12 +123,17 @@ def main() -> None:
         assert isinstance(static, LanguageModel)
         settings.append(("static", static, "last"))
     settings += [("characters", lm, 0), ("last layer", lm, "last"), ("mix", lm, "all")]
-    rows: list[dict[str, Any]] = []
+    file = RESULTS / f"{given.name}.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
     for name in given.tasks:
         for features, model, layers in settings:
+            if given.features and features not in given.features:
+                continue
             scores = score(model, name, given.data, layers, given)
+            rows = [r for r in rows if (r["task"], r["features"]) != (name, features)]
             rows.append({"task": name, "features": features, "scores": scores})
-            (RESULTS / f"{given.name}.json").write_text(json.dumps(rows, indent=1))
+            rows.sort(key=lambda row: ORDER.index(row["features"]))
+            file.write_text(json.dumps(rows, indent=1))
             (RESULTS / f"{given.name}.md").write_text(table(rows, given))
     print(table(rows, given))
 

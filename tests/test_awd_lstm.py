@@ -79,6 +79,26 @@ def test_lengths_vary_as_in_the_paper():
     assert not np.array_equal(again.ids, source.sequences(4 + source.steps_per_epoch).ids)
 
 
+def test_some_steps_begin_afresh():
+    """At random, the same ones for a seed, and the text goes on as without."""
+    long = ListSource([np.arange(700_000) % 50])
+    plain, source, other = (
+        StreamedSequences(long, VOCABULARY, streams=4, length=70, **settings)
+        for settings in (
+            {"seed": 3},
+            {"seed": 3, "restart": 0.05},
+            {"seed": 4, "restart": 0.05},
+        )
+    )
+    steps = range(1, source.steps_per_epoch)
+    begun = [step for step in steps if not source.sequences(step).continues]
+    assert 0.04 < len(begun) / len(steps) < 0.06
+    assert begun == [step for step in steps if not source.sequences(step).continues]
+    assert begun != [step for step in steps if not other.sequences(step).continues]
+    assert all(plain.sequences(step).continues for step in steps)
+    assert np.array_equal(plain.sequences(7).ids, source.sequences(7).ids)
+
+
 def test_too_little_text_for_a_stream_is_refused():
     with pytest.raises(DataError, match="997 tokens are too few for one step of 1000"):
         streams(length=1000)
@@ -226,6 +246,8 @@ def test_streams_cannot_be_cut_into_micro_batches():
         ("gpt", {"data.packing": "streams"}, "for recurrent models"),
         ("awd-lstm", {"training.accumulation": 2}, "training.accumulation to be 1"),
         ("gpt", {"data.vary": True}, "set data.packing to streams"),
+        ("gpt", {"data.restart": 0.1}, "steps of streams"),
+        ("awd-lstm", {"data.restart": 1.5}, "a share from 0 to 1"),
         ("gpt", {"objective.ar": 1.0}, "regularise AWDLSTMConfig"),
         ("awd-lstm", {"objective.backward": True}, "model.backward must be the same"),
         ("awd-lstm", {"training.average": 0.9, "training.nonmonotone": 5}, "not both"),

@@ -93,6 +93,7 @@ class TrainingText:
                 length=recipe.data.max_length,
                 seed=seed,
                 vary=training and recipe.data.vary,
+                restart=recipe.data.restart if training else 0.0,
                 shift=training,
                 backward=getattr(recipe.objective, "backward", False),
             )

@@ -94,7 +94,7 @@ def awd_lstm(size: str = "mini", vocab_size: int = 8192) -> Recipe:
         ),
         tokenizer=TokenizerSettings(kind="bpe", vocab_size=vocab_size),
         objective=CausalLM(ar=2.0, tar=1.0),
-        data=DataSettings(packing="streams", max_length=70, vary=True),
+        data=DataSettings(packing="streams", max_length=70, vary=True, restart=0.05),
         training=Training(
             steps=20_000,
             batch_tokens=64 * 70,
@@ -145,7 +145,7 @@ def awd_lstm_2018(size: str = "base", vocab_size: int = 33_280) -> Recipe:
         model=AWDLSTMConfig(vocab_size=vocab_size, **_AWD[size]),
         tokenizer=TokenizerSettings(kind="whitespace", vocab_size=vocab_size),
         objective=recipe.objective,
-        data=recipe.data,
+        data=replace(recipe.data, restart=0.0),
         training=Training(
             steps=20_000,
             batch_tokens=80 * 70,

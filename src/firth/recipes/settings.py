@@ -64,6 +64,8 @@ class DataSettings:
     recurrent models, which go on from the state they are in."""
     vary: bool = False
     """Vary the length that a step takes of streams (Merity et al. 2018, section 4.1)."""
+    restart: float = 0.0
+    """Share of the steps in which streams begin afresh instead of in the state they are in."""
     spans: str = "none"
     """Spans of the text that an objective masks as a whole: "names" (capitalised words), "salient"
     (names and dates), or a file of phrases or marked texts (`firth.text.annotations.annotator`)."""
@@ -225,6 +227,11 @@ def _check_recurrent(recipe: Recipe) -> None:
         raise ConfigError("data.packing streams needs training.accumulation to be 1")
     if recipe.data.vary and not streams:
         raise ConfigError("data.vary is for streams; set data.packing to streams, or leave it out")
+    if recipe.data.restart and not (streams and 0 < recipe.data.restart <= 1):
+        raise ConfigError(
+            f"data.restart is {recipe.data.restart}; expected a share from 0 to 1, of the steps of "
+            "streams (data.packing)"
+        )
     if not isinstance(objective, CausalLM):
         return
     if (objective.ar or objective.tar) and not isinstance(model, AWDLSTMConfig):

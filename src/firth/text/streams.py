@@ -10,7 +10,7 @@ from firth.errors import ConfigError, DataError
 from firth.protocols import Sequences, Vocabulary
 from firth.text.batches import TokenSource, random_stream
 
-_LENGTHS, _PHASE = 4, 5
+_LENGTHS, _PHASE, _RESTART = 4, 5, 6
 
 
 class StreamedSequences:
@@ -20,6 +20,10 @@ class StreamedSequences:
     4.1): normal with deviation 5 around `length`, or around half of it with probability 0.05; the
     step's learning rate is scaled by its share of `length`. The lengths of an epoch are scaled to
     fill it, so that all epochs have as many steps. Each epoch begins at another place of the text.
+
+    With `restart` a share of the steps, drawn at random, begins afresh instead of going on. A
+    network whose state is never reset learns within one trajectory, and from the zero state in
+    which every text that it is used on begins it may take another one.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class StreamedSequences:
         length: int,
         seed: int,
         vary: bool = False,
+        restart: float = 0.0,
         shift: bool = True,
         backward: bool = False,
     ) -> None:
@@ -43,6 +48,7 @@ class StreamedSequences:
             length: tokens of each stream in a step.
             seed: of lengths and places.
             vary: draw the lengths.
+            restart: share of the steps that do not go on from the state before.
             shift: begin each epoch at another place.
             backward: read each stream from its end to its beginning.
 
@@ -56,7 +62,7 @@ class StreamedSequences:
         total = int(source.document_starts[-1])
         streams = min(streams, max(1, (total - 1) // length))
         self.streams, self.length, self.seed = streams, length, seed
-        self.vary, self.shift, self.backward = vary, shift, backward
+        self.vary, self.shift, self.backward, self.restart = vary, shift, backward, restart
         self.total, self.span = total, (total - 1) // streams
         """The last token of a stream is only predicted, never read."""
         if self.span < length:
@@ -88,10 +94,13 @@ class StreamedSequences:
             opens_word=np.ones(self.streams * size, dtype=bool),
             vocabulary=self.vocabulary,
             beyond=beyond.astype(np.int64),
-            continues=place > 0,
+            continues=place > 0 and not self._restarts(step),
             rate=size / self.length if self.vary else 1.0,
             progress=progress,
         )
+
+    def _restarts(self, step: int) -> bool:
+        return random_stream(self.seed, _RESTART, step).random() < self.restart
 
     def _tokens(self, begin: int, end: int) -> np.ndarray:
         """Tokens of the text, which begins anew at its end."""
