@@ -281,6 +281,15 @@ def test_the_best_seed_is_kept(fine_tuned):
     assert fine_tuned.evaluate(examples_of("single", 1, 60)).score == pytest.approx(best)
 
 
+@pytest.mark.parametrize("count", [-1, 3])
+def test_more_layers_than_there_are_cannot_be_reset(lm, count):
+    task = Classification(text="text", label="label")
+    examples = [Example(texts=("a b",), label=str(i % 2)) for i in range(40)]
+    assert len(lm.model.layers) == 2
+    with pytest.raises(ConfigError, match=f"reset_layers is {count}, and the model has 2 layers"):
+        firth.adapt(lm, task, examples, firth.FineTuning(reset_layers=count))
+
+
 def test_no_seeds_are_refused(lm):
     with pytest.raises(ConfigError, match="seed"):
         firth.adapt(lm, task_of("single"), examples_of("single", 0, 40), FINE, seeds=())

@@ -237,3 +237,14 @@ def test_a_run_with_salient_spans(tmp_path, papers):
     assert 0.3 < has_names.mean() < 1
     assert (per_sequence[has_names] == 1).all()
     assert (per_sequence[~has_names] > 1).any()
+
+
+def test_spans_that_are_nowhere_in_the_text_are_an_error(tmp_path):
+    """Else plain words would be masked, and nobody would know."""
+    (tmp_path / "phrases.txt").write_text("Firth of Forth\n")
+    recipe = firth.recipe("bert", size="tiny", vocab_size=200).with_settings(
+        {"data.spans": str(tmp_path / "phrases.txt"), "objective.units": "entity"}
+    )
+    corpus = firth.Corpus.from_texts([f"the firth of forth, part {i}" for i in range(300)])
+    with pytest.raises(DataError, match=r"none of the spans of data\.spans is in the training"):
+        firth.pretrain(recipe, corpus, tmp_path / "run")

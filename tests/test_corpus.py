@@ -306,3 +306,16 @@ class TestFingerprint:
         ]
         assert len({variant.fingerprint() for variant in variants}) == len(variants)
         assert Corpus.from_files([a, b]).fingerprint() == corpus.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ("hello", ConfigError, "expected a list of texts"),
+        (["one", float("nan")], DataError, r"text 1 is nan \(float\), expected a string"),
+        (["one", None], DataError, "text 1 is None"),
+    ],
+)
+def test_texts_are_strings(texts, error, message):
+    with pytest.raises(error, match=message):
+        Corpus.from_texts(texts)

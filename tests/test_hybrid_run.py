@@ -9,6 +9,7 @@ import torch
 import firth
 from firth.errors import ConfigError, UnsupportedError
 from firth.models import GPT, EncoderDecoder
+from firth.objectives.hybrid import _take_share
 from firth.protocols import Batch
 from tests.test_gpt_run import SMALL
 
@@ -126,6 +127,13 @@ def test_a_causal_objective_sees_no_later_token_even_in_a_hybrid():
         changed[11] = 7 if changed[11] != 7 else 8  # the last token of the first sequence
         before, after = model(batch).last, model(replace(batch, input_ids=changed)).last
     torch.testing.assert_close(before[:11], after[:11], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 0.5), (2, 0.25), (8, 1 / 16), (3, 0.5), (4, 1)])
+def test_the_causal_share_holds_on_average_however_few_sequences(count, share):
+    lengths = np.full(count, 128)
+    taken = [_take_share(lengths, share, np.random.default_rng(seed)) for seed in range(2000)]
+    assert np.mean(taken) == pytest.approx(share, abs=0.03 if share < 1 else 0)
 
 
 def test_objectives_that_do_not_fit_the_model_are_refused():

@@ -1,14 +1,16 @@
 """Schedules, optimizers, accumulation, divergence, learning."""
 
+import itertools
 import math
 import shutil
+import signal
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import torch
 
-from firth.errors import ConfigError, DivergedError
+from firth.errors import ConfigError, DivergedError, Interrupted
 from firth.objectives import MaskedLM
 from firth.text.batches import ObjectiveBatches, PackedSequences
 from firth.training import (
@@ -24,6 +26,8 @@ from firth.training import (
     steps,
     train,
 )
+from firth.training.distributed import Ranks
+from firth.training.loop import _accumulate
 from firth.training.optimizers import WeightAverage
 from firth.training.run import Watch
 from firth.training.tracking import read_metrics
@@ -105,7 +109,7 @@ def test_one_step_gives_every_parameter_a_gradient(make):
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("k", [2, 4, 100])  # 100: more parts than sequences
 def test_accumulation_equals_the_whole_batch(k):
     results = []
     for accumulation in (1, k):
@@ -117,6 +121,57 @@ def test_accumulation_equals_the_whole_batch(k):
     np.testing.assert_allclose(results[0][0], results[1][0], atol=2e-6)
     for name, value in results[0][1].items():
         torch.testing.assert_close(value, results[1][1][name], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("world", "k"), [(2, 1), (3, 2), (40, 3)])
+def test_processes_add_up_to_the_whole_batch(world, k, monkeypatch):
+    """Also those that a small batch has no part for: they bring zeros, under the same names."""
+    model, batch = tiny_bert(), batches()(0)
+    monkeypatch.setattr("firth.training.loop.seed_step", lambda *_: None)
+    training, objective = exact(accumulation=k), _Named()
+    whole, _ = _accumulate(model, objective, batch, exact(), 0, Ranks())
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    found = [
+        _accumulate(model, objective, batch, training, 0, Ranks(rank, world))
+        for rank in range(world)
+    ]
+    assert sum(float(total) for total, _ in found) == pytest.approx(float(whole), abs=1e-5)
+    for p, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient, atol=1e-6, rtol=1e-4)
+    assert all(list(parts) == ["cross_entropy"] for _, parts in found)
+    named = sum(float(parts["cross_entropy"]) for _, parts in found)
+    assert named == pytest.approx(float(whole), abs=1e-5)
+
+
+class _Named(MaskedLM):
+    def loss(self, model, batch):
+        found = super().loss(model, batch)
+        return replace(found, parts={"cross_entropy": found.total})
+
+
+def test_a_run_that_stops_where_validation_is_due_does_not_miss_it(tmp_path):
+    """Taken up again it begins behind that step."""
+
+    class Stopping(MaskedLM):
+        def loss(self, model, batch):
+            if model.training and next(count) == 10:
+                signal.raise_signal(signal.SIGINT)
+            return super().loss(model, batch)
+
+    settings = exact(log_every=5, evaluate_every=10, save_every=10)
+    plan = Run(
+        path=tmp_path,
+        total_steps=20,
+        valid={"": HeldOut(batches(), 2)},
+        valid_objective=MaskedLM(),
+        export=lambda _model: None,
+    )
+    count = itertools.count(1)
+    with pytest.raises(Interrupted, match="after step 10 of 20"):
+        train(State.begin(tiny_bert(), settings), Stopping(), batches(), settings, plan)
+    train(State.begin(tiny_bert(), settings), MaskedLM(), batches(), settings, plan)
+    assert [row["step"] for row in read_metrics(tmp_path) if "valid_loss" in row] == [10, 20]
 
 
 def test_workers_do_not_change_a_step():
@@ -237,6 +292,17 @@ def test_budgets():
     assert Training(minutes=3).fixed_steps(10) is None
     with pytest.raises(ConfigError, match="one budget"):
         Training(steps=3, minutes=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("clip", -1), ("seed", -1), ("workers", -1), ("nonmonotone", -1), ("average", 1.0),
+     ("average", -0.1), ("layer_decay", 0.0), ("accumulation", 0)],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name, value):
+    """A clip of -1 would turn the gradient round."""
+    with pytest.raises(ConfigError, match=f"{name} is {value}, expected"):
+        Training(**{name: value})
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")

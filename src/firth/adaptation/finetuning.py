@@ -17,6 +17,7 @@ from firth.adaptation.network import (
     task_head,
 )
 from firth.device import Precision
+from firth.errors import ConfigError
 from firth.models.heads import Head
 from firth.models.layers import Dropout
 from firth.protocols import Example, Task
@@ -95,6 +96,8 @@ class FineTuning:
         network = self.assemble(copy.deepcopy(body), head).requires_grad_(True)
         depth = len(network.body.layers)  # type: ignore[arg-type]
         reset = depth // 6 if self.reset_layers is None else self.reset_layers
+        if not 0 <= reset <= depth:
+            raise ConfigError(f"reset_layers is {reset}, and the model has {depth} layers")
         if reset:
             network.body.reset_top_layers(reset)  # type: ignore[operator]
         set_dropout(network.body, self.dropout)

@@ -138,7 +138,7 @@ def write_training_text(
         marks = folder.with_suffix(f".{_MARKS}")
         done = marks.is_file() and marks.stat().st_size == shards.num_tokens
         if find is not None and not done:
-            write_marks(corpus, find(), tokenizer, shards, marks)
+            write_marks(corpus, find(), tokenizer, shards, marks, needed=part == "train")
         return
     source = write_shards(corpus.source, tokenizer, folder.with_suffix(f".{_SOURCE}"))
     target = write_shards(corpus.target, tokenizer, folder)

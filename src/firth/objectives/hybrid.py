@@ -103,9 +103,12 @@ def _moved(first: float, final: float | None, progress: float) -> float:
 
 
 def _take_share(lengths: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(B) bool: sequences in random order that hold about this share of the tokens."""
+    """(B) bool: sequences in random order that hold this share of the tokens on average.
+
+    The one at the border is taken with the probability of the part of it that is needed.
+    """
     order = rng.permutation(len(lengths))
-    before = np.cumsum(lengths[order]) - lengths[order] / 2
+    before = np.cumsum(lengths[order]) - lengths[order] * (1 - rng.random())
     taken = np.zeros(len(lengths), dtype=bool)
     taken[order[before < share * lengths.sum()]] = True
     return taken

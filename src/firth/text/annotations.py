@@ -239,15 +239,24 @@ def write_marks(
     tokenizer: Tokenizer,
     shards: Shards,
     path: Path,
+    *,
+    needed: bool = False,
 ) -> None:
     """Marks each token of a run's token files, (num_tokens) uint8.
 
-    A token that a span touches is in it.
+    A token that a span touches is in it. A text without any span is an error where they are
+    `needed`, as in training.
 
     Raises:
-        DataError: if the texts do not give the tokens that are stored.
+        DataError: if the texts do not give the tokens that are stored, or no span is in them.
     """
     marks = b"".join(_marks(texts, find, tokenizer))
+    if needed and OPENS not in marks:
+        raise DataError(
+            "none of the spans of data.spans is in the training text; phrases are found as they "
+            "are written, and spans of a .jsonl file where its text is a whole document "
+            "(--documents line for a sentence a line)"
+        )
     if len(marks) != shards.num_tokens:
         raise DataError(
             f"{path}: the corpus gives {len(marks):,} tokens and {shards.num_tokens:,} are stored; "

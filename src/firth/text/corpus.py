@@ -118,7 +118,17 @@ class Corpus:
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], *, drop_duplicates: bool = False) -> "Corpus":
-        """A corpus of texts in memory, one document each."""
+        """A corpus of texts in memory, one document each.
+
+        Raises:
+            ConfigError: for a string in place of a list.
+            DataError: if one of the texts is no string.
+        """
+        if isinstance(texts, str):
+            raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DataError(f"text {i} is {text!r} ({type(text).__name__}), expected a string")
         return cls(texts=tuple(texts), drop_duplicates=drop_duplicates)
 
     def __iter__(self) -> Iterator[str]:

@@ -103,7 +103,8 @@ def restore(path: Path, state: State) -> dict[str, Any]:
         if state.average is not None:
             state.average.restore(load_file(path / "average.safetensors"))
         if (path / "streams.safetensors").is_file():
-            _carried(state).update(load_file(path / "streams.safetensors"))
+            device = str(next(state.model.parameters()).device)
+            _carried(state).update(load_file(path / "streams.safetensors", device=device))
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit this model and optimizer: {error}") from error
     state.step, state.tokens = record["step"], record["tokens"]

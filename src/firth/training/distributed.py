@@ -3,12 +3,16 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 _BUCKET_ELEMENTS = 1 << 22
+
+_PATIENCE = timedelta(days=2)
+"""How long processes wait for the first one, which trains the tokenizer and encodes the text."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ def join(device: torch.device) -> tuple[Ranks, torch.device]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
     return Ranks(rank, world), device
 
 

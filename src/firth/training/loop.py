@@ -68,6 +68,13 @@ class Training:
         for name in given:
             if getattr(self, name) <= 0 or (name == "steps" and getattr(self, name) < 1):
                 raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("clip", "seed", "workers", "nonmonotone"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 0")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"Training.average is {self.average}, expected from 0 to below 1")
+        if self.layer_decay <= 0:
+            raise ConfigError(f"Training.layer_decay is {self.layer_decay}, expected more than 0")
         if self.average and self.nonmonotone:
             raise ConfigError("give training.average or training.nonmonotone, not both")
         for name in ("batch_tokens", "accumulation", "log_every", "evaluate_every", "save_every"):
@@ -203,19 +210,24 @@ def _accumulate(
     """
     device = next(model.parameters()).device
     dtype = compute_dtype(training.precision, device)
-    batches = batch.split(training.accumulation * ranks.world)
+    # The last batch of an epoch may have fewer sequences than there are parts to give.
+    batches = batch.split(min(training.accumulation * ranks.world, batch.num_sequences))
     count = max(1, batch.num_predictions)
     first = ranks.rank * training.accumulation
     total, named = torch.zeros((), device=device), dict[str, torch.Tensor]()
     for part in range(first, first + training.accumulation):
+        if part >= len(batches) > first:
+            break
+        # A process without a part takes the last one for nothing, to bring what the others add up.
+        share = float(part < len(batches)) / count
         seed_step(training.seed, step, part)
         with computing(dtype, device):
-            found = objective.loss(model, batches[part].to(device))
-            loss = found.total / count
+            found = objective.loss(model, batches[min(part, len(batches) - 1)].to(device))
+            loss = found.total * share
         loss.backward()
         total += loss.detach()
         for name, value in found.parts.items():
-            named[name] = named.get(name, 0.0) + value.detach().float() / count
+            named[name] = named.get(name, 0.0) + value.detach().float() * share
     return total, named
 
 

@@ -170,7 +170,8 @@ def _consume(
                 tracker.write(_log(window, state, run, record["seconds"]))
                 window.clear()
             better = False
-            if run.valid and not stopped and (step.step % training.evaluate_every == 0 or last):
+            # Also where the run is to stop: taken up again it begins behind this step.
+            if run.valid and (step.step % training.evaluate_every == 0 or last):
                 better = _evaluate(state, objective, training, run, tracker, record)
             if step.step % training.save_every == 0 or last or stopped or better:
                 if run.ranks.first:
