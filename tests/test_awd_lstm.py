@@ -301,6 +301,19 @@ def test_it_learns_and_writes(lm):
         lm.generate("the", backward=not backward)
 
 
+@torch.no_grad()
+def test_scores_are_those_of_its_own_direction(lm):
+    backward = lm.model.config.backward
+    text = "the results of the model"
+    ids = lm.tokenizer.encode(text).ids
+    read = ids[1:] if backward else ids[:-1]
+    logs = torch.log_softmax(lm.model.logits(lm.model(batch_of(read.tolist())).last), -1)
+    targets = torch.from_numpy(ids[1:-1].astype(np.int64))
+    states = logs[1:] if backward else logs[:-1]
+    expected = states.gather(1, targets[:, None]).squeeze(1)
+    np.testing.assert_allclose(lm.score([text])[0].log_probabilities, expected, atol=1e-4)
+
+
 def test_states_of_all_layers(lm):
     (states,) = lm.hidden_states(["the results"])
     assert states.values.shape[0] == len(lm.model.layers) + 1

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from firth.interop.decoders import config_from_decoder
 from firth.interop.huggingface import load_model, save_model
 from firth.models import GPT, GPTConfig
 from firth.models.cache import Cache
@@ -65,6 +66,23 @@ def their_logits(model, batch: Batch) -> torch.Tensor:
     for a, b in zip(batch.starts[:-1], batch.starts[1:], strict=True):
         found.append(model(input_ids=batch.input_ids[None, a:b]).logits[0])
     return torch.cat(found)
+
+
+@pytest.mark.parametrize(
+    ("family", "rates", "warned"),
+    [
+        ("gpt2", {"resid_pdrop": 0.0, "embd_pdrop": 0.1}, True),
+        ("gpt2", {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}, False),
+        ("llama", {"attention_dropout": 0.1}, True),
+    ],
+)
+def test_dropout_rates_that_differ_are_told(family, rates, warned, caplog):
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16, "layer_norm_epsilon": 1e-5}
+    if family == "llama":
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes |= {"intermediate_size": 16, "max_position_embeddings": 16, "rms_norm_eps": 1e-5}
+    config_from_decoder(family, {"vocab_size": 9, **sizes, **rates}, where="x")
+    assert ("dropout rates differ" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -297,6 +297,23 @@ def test_an_unseen_word_has_a_vector_of_its_own(lm):
     assert np.linalg.norm(one - seen) < np.linalg.norm(other - seen)
 
 
+@torch.no_grad()
+def test_words_beyond_the_softmax_score_as_its_class_of_them(lm):
+    """An unseen word, and a seen one that is not predicted by name."""
+    size = lm.model.config.output_size
+    rare = lm.tokenizer.token(lm.model.config.vocab_size - 1)
+    words = ["the", "zzzz", "model", rare]
+    ids = lm.tokenizer.encode_batch([words])[0].ids
+    assert (ids >= size).sum() == 2
+    scores = torch.log_softmax(lm.model.logits(lm.model(batch_of(ids.tolist())).last), -1)
+    expected = [
+        float(scores[at, int(i) if i < size else lm.model.config.unknown])
+        for at, i in enumerate(ids[1:-1])
+    ]
+    np.testing.assert_allclose(lm.score([words])[0].log_probabilities, expected, atol=1e-4)
+    assert np.isfinite(lm.score([words], pseudo=True)[0].log_probabilities).all()
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_greedy_writing_is_what_the_whole_text_says(lm, backward):
     written = lm.generate("we propose a", max_tokens=5, backward=backward)

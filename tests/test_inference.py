@@ -60,14 +60,16 @@ def direct_log_probabilities(lm: firth.LanguageModel, ids: np.ndarray, at: int) 
         return torch.log_softmax(lm.model.logits(hidden), -1)[0].numpy()
 
 
-def numbered(length: int) -> Encoding:
-    """An encoding whose ids are their own positions."""
+def numbered(length: int, opened: bool = True, closed: bool = True) -> Encoding:
+    """An encoding whose ids are their own positions, with special tokens at its ends or without."""
+    words = np.zeros(length, np.int64)
+    words[:opened] = words[length - closed :] = -1
     return Encoding(
         text="",
         ids=np.arange(length),
         tokens=[""] * length,
         offsets=np.zeros((length, 2), np.int64),
-        words=np.zeros(length, np.int64),
+        words=words,
     )
 
 
@@ -93,6 +95,22 @@ def test_windows_partition_the_tokens_and_give_them_context(lengths, max_length)
             left, right = np.minimum(tokens - 1, quarter), np.minimum(length - 2 - tokens, quarter)
             assert (places - 1 >= left)[inside].all()
             assert (len(ids) - 2 - places >= right)[inside].all()
+
+
+@pytest.mark.parametrize(("opened", "closed"), [(False, False), (False, True), (True, False)])
+def test_windows_repeat_special_tokens_only(opened, closed):
+    """GPT-2's texts have none, T5's have one at the end."""
+    found = windows([numbered(202, opened, closed)], 52)
+    answered = np.concatenate([np.arange(window.begin, window.end) for window in found])
+    assert np.array_equal(answered, np.arange(202))
+    for window in found:
+        inner = window.ids[opened : len(window.ids) - closed]
+        assert len(window.ids) == 52
+        assert np.array_equal(np.diff(inner), np.ones(len(inner) - 1))
+        assert (window.ids[0] == 0) or not opened
+        assert (window.ids[-1] == 201) or not closed
+        tokens = np.arange(window.begin, window.end)
+        assert np.array_equal(window.ids[tokens - window.offset], tokens)
 
 
 def test_windows_overlap_by_half_at_least():
@@ -254,6 +272,26 @@ def test_white_space_is_no_word_in_a_byte_level_vocabulary(papers):
     assert [text[a:b] for a, b in found.offsets] == found.units
 
 
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
+def test_a_text_without_tokens_is_the_vector_zero(lm, pooling, monkeypatch):
+    """Tokenizers of GPT-2 add none, so that an empty text has none at all."""
+    expected = lm.embed(["A text."], pooling=pooling)
+    encode = lm.tokenizer.encode_batch
+
+    def bare(texts):
+        nothing = {"ids": np.zeros(0, np.int64), "tokens": [], "words": np.zeros(0, np.int64)}
+        empty = Encoding(text="", offsets=np.zeros((0, 2), np.int64), **nothing)
+        return [encode([text])[0] if text else empty for text in texts]
+
+    monkeypatch.setattr(type(lm.tokenizer), "encode_batch", lambda _self, texts: bare(texts))
+    found = lm.embed(["", "A text.", ""], pooling=pooling)
+    np.testing.assert_allclose(found[1:2], expected, atol=1e-6)
+    assert not found[[0, 2]].any()
+    assert lm.embed([""], layers="all").shape == (1, 3, 128)
+    assert lm.embed([""], unit="word")[0].vectors.shape == (0, 128)
+    assert lm.score([""])[0].total == 0
+
+
 def test_tokens_have_their_own_states(lm):
     (found,) = lm.embed(SENTENCES[:1], unit="token")
     (states,) = lm.hidden_states(SENTENCES[:1])
@@ -367,6 +405,16 @@ def test_long_texts_are_scored_in_windows(lm):
             scores = direct_log_probabilities(lm, masked, token - window.offset)
             expected[token] = scores[encoding.ids[token]]
     np.testing.assert_allclose(found.log_probabilities, expected[1:-1], atol=1e-5)
+
+
+def test_scores_do_not_depend_on_how_many_texts_are_copied_together(lm, monkeypatch):
+    texts = [*SENTENCES, "", "One more text.", *SENTENCES]
+    whole = lm.score(texts)
+    monkeypatch.setattr("firth.inference.scoring._TOGETHER", 100)
+    for one, other in zip(whole, lm.score(texts), strict=True):
+        assert one.text == other.text
+        np.testing.assert_allclose(one.log_probabilities, other.log_probabilities, atol=1e-5)
+    assert lm.score([]) == []
 
 
 def test_a_text_of_words_scores_as_its_string(lm):

@@ -110,6 +110,20 @@ def test_a_batch_gives_what_each_sequence_gives_alone(kind):
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "tanh"])
+@pytest.mark.parametrize("lengths", [[3, 3, 0], [0, 2], [0], [*[4] * 16, 0], [0, 1, 0, 5]])
+def test_sequences_without_a_token_change_nothing(kind, lengths):
+    torch.manual_seed(2)
+    stack = RecurrentStack(4, 6, kind=kind, bidirectional=True)
+    x = torch.randn(sum(lengths), 4, requires_grad=True)
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    found = stack(x, starts)
+    expected = stack(x, starts.unique()) if x.numel() else x.new_empty(0, 12)
+    assert torch.allclose(found, expected, atol=1e-6)
+    if x.numel():
+        assert torch.isfinite(torch.autograd.grad(found.sum(), x)[0]).all()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "tanh"])
 def test_directions_see_their_side_only(kind):
     torch.manual_seed(3)
     stack = RecurrentStack(4, 6, kind=kind, bidirectional=True)

@@ -1,5 +1,6 @@
 """What is done with word vectors: files, neighbours, judgements of similarity, translation."""
 
+import gzip
 import json
 import math
 
@@ -144,6 +145,28 @@ def test_similarity_counts_the_pairs_that_are_known(tmp_path):
     (tmp_path / "set.txt").write_text("a b\n")
     with pytest.raises(DataError, match="line 1"):
         read_similarity_sets(tmp_path)
+
+
+def test_similarity_sets_are_found_packed_and_in_folders(tmp_path):
+    for folder, pairs in (("en", "a b 3\na c 2\n"), ("de", "b c 1\na b 0\na c 5\n")):
+        (tmp_path / folder).mkdir()
+        with gzip.open(tmp_path / folder / "set.txt.gz", "wt") as file:
+            file.write(pairs)
+    found = {one.name: len(one.first) for one in read_similarity_sets(tmp_path)}
+    assert found == {"de/set.txt.gz": 3, "en/set.txt.gz": 2}
+    assert read_similarity_sets(tmp_path / "en")[0].name == "set"
+    (tmp_path / "pairs.csv").write_text("a,b,1\n")
+    with pytest.raises(DataError, match=r"no \.txt or \.tsv file"):
+        read_similarity_sets(tmp_path / "pairs.csv")
+
+
+def test_packed_binary_vectors_are_read(tmp_path):
+    words, vectors = ["the", "cat"], np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    write_word_vectors(tmp_path / "v.bin", words, vectors)
+    (tmp_path / "v.bin.gz").write_bytes(gzip.compress((tmp_path / "v.bin").read_bytes()))
+    found, rows = read_word_vectors(tmp_path / "v.bin.gz")
+    assert found == words
+    np.testing.assert_array_equal(rows, vectors)
 
 
 @pytest.fixture(scope="module")

@@ -250,10 +250,11 @@ def _encode_words(
         if first[e + 1] - first[e] > 1:
             own = pieces[first[e] : first[e + 1]]
             before = _ends(np.array([len(piece.ids) for piece in own]))
+            closed = int(encodings[e].words[-1] < 0)  # by a token that belongs to no word
             for row in ranges:
                 i = next(i for i, piece in enumerate(own) if row[0] < piece.end)
                 moved = before[i] - own[i].offset
-                last = before[i + 1] - (i < len(own) - 1)  # the closing token belongs to no word
+                last = before[i + 1] - closed * (i < len(own) - 1)
                 row[:] = row[0] + moved, min(row[1] + moved, max(last, row[0] + moved))
     ids = _not_empty([piece.ids for piece in pieces], tokenizer.vocabulary)
     return EncodedExamples(ids, None, first, words)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -68,12 +69,13 @@ def embed_sentences(
     """One vector a text: the pooled states of its tokens, special tokens included.
 
     A text longer than the model's window is pooled over its windows, each weighted by the tokens
-    it answers for ("max" takes the maximum, "first" and "last" the outer windows).
+    it answers for ("max" takes the maximum, "first" and "last" the outer windows). A text without
+    any token, which a tokenizer that adds none may give, has the vector zero.
 
     Returns:
         (texts, layers, D) float32.
     """
-    pieces = windows(encodings, engine.max_length)
+    pieces = [w for w in windows(encodings, engine.max_length) if len(w.ids)]
     pooled: list[np.ndarray] = [np.empty(0)] * len(pieces)
 
     def compute(chosen: np.ndarray, batch: Batch) -> np.ndarray:
@@ -84,16 +86,23 @@ def embed_sentences(
     for chosen, _, vectors in engine.run([w.ids for w in pieces], compute):
         for i, vector in zip(chosen, vectors, strict=True):
             pooled[i] = vector
-    if len(pieces) == len(encodings):
-        return np.stack(pooled)
-    return np.stack([_join(pieces, pooled, i, pooling) for i in range(len(encodings))])
+    borders = np.searchsorted([w.text for w in pieces], np.arange(len(encodings) + 1))
+    found = np.zeros((len(encodings), *_shape(engine, layers)), np.float32)
+    for text, (low, high) in enumerate(pairwise(borders.tolist())):
+        if low < high:
+            found[text] = _join(pieces[low:high], pooled[low:high], pooling)
+    return found
 
 
-def _join(pieces: list[Window], pooled: list[np.ndarray], text: int, how: Pooling) -> np.ndarray:
-    own = [(w.end - w.begin, v) for w, v in zip(pieces, pooled, strict=True) if w.text == text]
-    values = np.stack([v for _, v in own])
+def _shape(engine: Engine, layers: tuple[int, ...] | None) -> tuple[int, int]:
+    return 1 if layers is None else len(layers), engine.model.config.hidden_size  # type: ignore[union-attr]
+
+
+def _join(pieces: list[Window], pooled: list[np.ndarray], how: Pooling) -> np.ndarray:
+    """The vector of a text from those of its windows."""
+    values = np.stack(pooled)
     if how == "mean":
-        return np.average(values, axis=0, weights=[n for n, _ in own]).astype(np.float32)
+        return np.average(values, axis=0, weights=[w.end - w.begin for w in pieces])
     return {"max": values.max(0), "first": values[0], "last": values[-1]}[how]
 
 
@@ -109,7 +118,7 @@ def token_states(
     Returns:
         One (tokens, layers, D) float32 array a text.
     """
-    pieces = windows(encodings, engine.max_length)
+    pieces = [w for w in windows(encodings, engine.max_length) if len(w.ids)]
     states: list[np.ndarray | None] = [None] * len(encodings)
 
     def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
@@ -124,7 +133,8 @@ def token_states(
                 whole = states[window.text] = np.empty(shape, dtype=np.float32)
             own = slice(window.begin - window.offset, window.end - window.offset)
             whole[window.begin : window.end] = part[own]
-    return [one for one in states if one is not None]
+    nothing = np.empty((0, *_shape(engine, layers)), np.float32)
+    return [nothing if one is None else one for one in states]
 
 
 def word_vectors(encoding: Encoding, states: np.ndarray, words: Sequence[str] | None) -> Vectors:

@@ -116,19 +116,21 @@ def windows(encodings: Sequence[Encoding], max_length: int) -> list[Window]:
     """
     found = []
     for which, encoding in enumerate(encodings):
-        ids = encoding.ids
+        ids, outside = encoding.ids, encoding.words < 0
         if len(ids) <= max_length:
             found.append(Window(which, ids, 0, len(ids), 0))
             continue
-        first, last, inner = ids[:1], ids[-1:], ids[1:-1]
-        room = max_length - 2
+        opened, closed = int(outside[0]), int(outside[-1])  # with special tokens, or not
+        inner = ids[opened : len(ids) - closed]
+        first, last = ids[:opened], ids[len(ids) - closed :]
+        room = max_length - opened - closed
         starts = [*range(0, len(inner) - room, max(1, room // 2)), len(inner) - room]
         # Between two windows the border is the middle of their overlap.
         borders = [(a + b + room) // 2 for a, b in pairwise(starts)]
         edges = [0, *borders, len(inner)]
         for i, start in enumerate(starts):
             piece = np.concatenate([first, inner[start : start + room], last])
-            begin = 0 if i == 0 else edges[i] + 1
-            end = len(ids) if i == len(starts) - 1 else edges[i + 1] + 1
+            begin = 0 if i == 0 else edges[i] + opened
+            end = len(ids) if i == len(starts) - 1 else edges[i + 1] + opened
             found.append(Window(which, piece, begin, end, start))
     return found

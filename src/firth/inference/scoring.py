@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from firth.errors import ConfigError, UnsupportedError
 from firth.inference.blanks import blank_scores, blank_states, blank_token
 from firth.inference.forward import Engine, Window, windows
 from firth.protocols import Batch, Encoding, Tokenizer
+
+_TOGETHER = 1 << 24
+"""Tokens of masked copies that are made at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,18 @@ def score_masked(
         within_word: mask the later tokens of the same word too (Kauf & Ivanova 2023, PLL-word-l2r),
             so that a rare word is not made likely by its own last tokens.
     """
+    copied = np.cumsum([len(e.ids) * min(len(e.ids), engine.max_length) for e in encodings])
+    borders = np.flatnonzero(np.diff(copied // _TOGETHER)) + 1
+    return [
+        score
+        for low, high in pairwise([0, *borders.tolist(), len(encodings)])
+        for score in _score_some(engine, tokenizer, encodings[low:high], within_word)
+    ]
+
+
+def _score_some(
+    engine: Engine, tokenizer: Tokenizer, encodings: Sequence[Encoding], within_word: bool
+) -> list[Score]:
     vocabulary = tokenizer.vocabulary
     mask = blank_token(engine.model, vocabulary)
     copies: list[np.ndarray] = []
@@ -162,6 +178,7 @@ def score_masked(
         hidden = blank_states(engine.model, batch, at.to(engine.device), vocabulary)
         logits = blank_scores(engine.model, hidden)
         targets = torch.tensor([int(encodings[where[i][0]].ids[where[i][1]]) for i in chosen])
+        targets = _predicted(engine.model, targets)
         return torch.log_softmax(logits, -1).cpu().gather(1, targets[:, None]).squeeze(1)
 
     for chosen, _, values in engine.run(copies, compute):
@@ -193,6 +210,12 @@ def _masked_copy(window: Window, token: int, mask: int, words: np.ndarray | None
     return masked
 
 
+def _predicted(model: Any, ids: Tensor) -> Tensor:
+    """Ids as the softmax has them: ELMo's has one class for all words beyond its own."""
+    size = getattr(model.config, "output_size", None)
+    return ids if size is None else torch.where(ids < size, ids, model.config.unknown)
+
+
 @dataclass(frozen=True)
 class _Stretch:
     """Part of a text that fits the window: reads `ids`, answers for tokens `begin` to `end`."""
@@ -208,26 +231,31 @@ def score_causal(
 ) -> list[Score]:
     """Log-likelihoods: sum_t log p(w_t | w_<t), the first token given the opening one.
 
+    Of a model that reads right to left sum_t log p(w_t | w_>t), the last given the closing one.
+
     Texts longer than the model's window are read in windows that overlap by half, so that every
     token has at least half a window before it.
     """
+    vocabulary = tokenizer.vocabulary
+    backward = getattr(engine.model.config, "backward", False)
+    turn = -1 if backward else 1
     stretches: list[_Stretch] = []
-    ordinary = [encoding.ids[encoding.words >= 0] for encoding in encodings]
+    ordinary = [encoding.ids[encoding.words >= 0][::turn] for encoding in encodings]
     half = max(1, engine.max_length // 2)
     for text, ids in enumerate(ordinary):
-        whole = np.concatenate([[tokenizer.vocabulary.first], ids])
+        whole = np.concatenate([[vocabulary.last if backward else vocabulary.first], ids])
         done = 0
         while done < len(ids):
             begin = 0 if done == 0 else done + half + 1 - engine.max_length
             end = min(len(ids), begin + engine.max_length - 1)
-            stretches.append(_Stretch(text, whole[begin : end + 1], done, end))
+            stretches.append(_Stretch(text, whole[begin : end + 1][::turn].copy(), done, end))
             done = end
     logs = [np.zeros(len(ids)) for ids in ordinary]
 
     def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
         hidden = engine.model(batch).last
-        targets = batch.input_ids.roll(-1)
-        rows = max(1, _CHUNK_SCORES // tokenizer.vocabulary.size)
+        targets = _predicted(engine.model, batch.input_ids.roll(-turn))
+        rows = max(1, _CHUNK_SCORES // vocabulary.size)
         parts = [
             -F.cross_entropy(engine.model.logits(h).float(), t, reduction="none")  # type: ignore[operator]
             for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
@@ -238,14 +266,14 @@ def score_causal(
         for i, part in zip(chosen, np.split(values, batch.starts[1:-1].numpy()), strict=True):
             one = stretches[i]
             # The state at each token predicts the next one; the last one's prediction is idle.
-            logs[one.text][one.begin : one.end] = part[:-1][one.begin - one.end :]
+            logs[one.text][one.begin : one.end] = part[::turn][:-1][one.begin - one.end :]
     return [
         Score(
             text=encoding.text,
             tokens=[
                 t for t, word in zip(encoding.tokens, encoding.words, strict=True) if word >= 0
             ],
-            log_probabilities=log,
+            log_probabilities=log[::turn].copy(),
             method="log-likelihood",
         )
         for encoding, log in zip(encodings, logs, strict=True)

@@ -1,5 +1,6 @@
 """GPT-2 and Llama-type decoders in the settings and names of `transformers`."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from firth.interop.files import match_tensors
 from firth.interop.names import Names, expand
 from firth.models.gpt import GPTConfig
 from firth.protocols import ABSENT, Vocabulary
+
+logger = logging.getLogger(__name__)
 
 DECODERS = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 """Family (their `model_type`) to its class with a language-model head."""
@@ -47,6 +50,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": None, "num_key_value_heads": None, "tie_word_embeddings": False},
 }
 """Keys that a file may leave out."""
+
+_DROPOUTS = {
+    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "llama": ("attention_dropout",),
+}
+"""What `transformers` has several rates for."""
 
 _FIXED: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -182,6 +191,10 @@ def config_from_decoder(family: str, settings: Mapping[str, Any], *, where: str)
     if missing:
         raise CheckpointError(f"{where}: no {', '.join(missing)}; {family} needs it to be read")
     fields = {ours: known[theirs] for ours, theirs in _FIELDS[family].items()}
+    used = float(fields.get("dropout", 0.0))
+    rates = {key: float(settings.get(key, used)) for key in _DROPOUTS[family]}
+    if any(rate != used for rate in rates.values()):
+        logger.warning("%s: dropout rates differ (%s); %g is used for all", where, rates, used)
     if family == "gpt2":
         inner = known["n_inner"]
         fields |= {"intermediate_size": 4 * known["n_embd"] if inner is None else inner}

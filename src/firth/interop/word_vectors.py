@@ -3,7 +3,7 @@
     text:    a line "V D", which GloVe's files do not have; then a word a line, "word x1 ... xD"
     binary:  a line "V D"; then, for each word, "word " and D little-endian float32
 
-`.bin` is binary, anything else text (also .gz and .zst).
+`.bin` is binary, anything else text; .gz and .zst files of both are read.
 """
 
 import logging
@@ -72,7 +72,8 @@ def read_word_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
         UnsupportedError: for fastText's own .bin, which is a model.
     """
     path = Path(path)
-    words, vectors = _read_binary(path) if path.suffix == ".bin" else _read_text(path)
+    binary = ".bin" in path.suffixes[-2:]
+    words, vectors = _read_binary(path) if binary else _read_text(path)
     if not words:
         raise DataError(f"{path}: no word vectors in it")
     first = dict[str, int]()

@@ -44,7 +44,7 @@ class _Scan(torch.autograd.Function):
         raw = inputs.new_zeros(rows, size) if projection is not None else None
         entering, outputs = (inputs.new_zeros(rows, width) for _ in range(2))
         # Products take a round number of rows (see `round_rows`); those to spare are not used.
-        places = round_rows(sizes[0] if sizes else 0, device)
+        places = round_rows(len(hidden), device)
         last_hidden, spare = (inputs.new_zeros(places, n) for n in (width, size))
         last_hidden[: len(hidden)], last_cell = hidden, cell.to(wide, copy=True)
         transposed, begin = recurrent.t(), 0

@@ -27,7 +27,12 @@ class Steps:
     @property
     def even(self) -> bool:
         """Whether all sequences are of one length, of more than one token."""
-        return len(self.sizes) > 1 and self.sizes[0] == self.sizes[-1]
+        return self.full and len(self.sizes) > 1 and self.sizes[0] == self.sizes[-1]
+
+    @property
+    def full(self) -> bool:
+        """Whether every sequence has a token."""
+        return bool(self.sizes) and self.sizes[0] == len(self.slots)
 
     @staticmethod
     def of(starts: Tensor, device: torch.device, *, reverse: bool = False) -> "Steps":

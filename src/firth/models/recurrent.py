@@ -112,7 +112,7 @@ class LSTMLayer(nn.Module):
         """Whether torch has a kernel for a plain LSTM that is fast where this runs."""
         device = self.weight.device
         if device.type == "cuda":
-            return bool(steps.sizes)
+            return steps.full
         return steps.even and has_fused_lstm(activation_dtype(device), device)
 
 
@@ -178,10 +178,14 @@ class TorchLayer(nn.Module):
 
         In float32: torch has no faster form of these on a CPU.
         """
+        last = x.new_zeros(len(steps.slots), self.layer.hidden_size, dtype=torch.float32)
+        if not steps.sizes:
+            return last[:0], last
         with torch.autocast(x.device.type, enabled=False):
             rows = x.float().index_select(0, steps.order)
-            packed, last = self.layer(PackedSequence(rows, torch.tensor(steps.sizes)))
-        return packed.data.index_select(0, steps.back), last[0][torch.argsort(steps.slots)]
+            packed, ends = self.layer(PackedSequence(rows, torch.tensor(steps.sizes)))
+        last = torch.cat([ends[0], last[len(ends[0]) :]])  # sequences without a token come last
+        return packed.data.index_select(0, steps.back), last[torch.argsort(steps.slots)]
 
 
 def _direction(kind: Kind, input_size: int, hidden_size: int, *, reverse: bool) -> nn.Module:

@@ -34,10 +34,16 @@ def read_similarity_sets(path: str | Path) -> list[SimilaritySet]:
     Raises:
         DataError: no file, or a line that is something else.
     """
-    return [_read(file) for file in find_files([path]) if file.suffix in (".txt", ".tsv")]
+    files = [file for file in find_files([path]) if {".txt", ".tsv"} & {*file.suffixes[-2:]}]
+    if not files:
+        raise DataError(f"{path}: no .txt or .tsv file (also .gz, .zst) of pairs of words")
+    names = [file.name.split(".")[0] for file in files]
+    if len(set(names)) < len(names):  # of several folders
+        names = [str(file.relative_to(path)) for file in files]
+    return [_read(file, name) for file, name in zip(files, names, strict=True)]
 
 
-def _read(file: Path) -> SimilaritySet:
+def _read(file: Path, name: str) -> SimilaritySet:
     first, second, scores = [], [], []
     lines = "".join(read_text(file, "strict", Statistics())).split("\n")
     for number, line in enumerate(lines, 1):
@@ -54,9 +60,7 @@ def _read(file: Path) -> SimilaritySet:
         second.append(other)
     if not scores:
         raise DataError(f"{file}: no pairs; expected lines of two words and a score")
-    return SimilaritySet(
-        name=file.stem, first=first, second=second, scores=np.array(scores, np.float64)
-    )
+    return SimilaritySet(name=name, first=first, second=second, scores=np.array(scores, np.float64))
 
 
 def similarity_report(
