@@ -13,7 +13,7 @@ import firth
 from firth.errors import ConfigError, DataError
 from firth.text.pairs import PairedSequences, ParallelCorpus
 from tests.sources import VOCABULARY, ListSource, random_documents
-from tests.test_end_to_end import good
+from tests.test_end_to_end import good, run
 
 LETTERS = "abcdefghijklmnop"
 
@@ -99,6 +99,19 @@ def test_bytes_that_are_not_utf8_are_replaced_on_request(tmp_path, caplog):
     corpus = ParallelCorpus.from_files(tmp_path / "a.en", tmp_path / "a.de", errors="replace")
     assert corpus.source.texts == ("caf\ufffd",)
     assert "1 invalid bytes replaced" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "flags", [["--documents", "line"], ["--column", "body"], ["--drop-duplicates"]]
+)
+def test_settings_of_plain_text_are_not_for_pairs(flags, tmp_path):
+    for name in ("a.en", "a.de"):
+        (tmp_path / name).write_text("One.\n" * 30)
+    sides = [str(tmp_path / "a.en"), "--target", str(tmp_path / "a.de")]
+    result = run("pretrain", "transformer", *sides, "-o", tmp_path / "run", *flags)
+    assert result.code == 2
+    assert f"{flags[0]} is not for pairs of lines" in result.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_split_keeps_pairs_together():
