@@ -185,17 +185,11 @@ def _score_some(
         for i, value in zip(chosen, values.tolist(), strict=True):
             text, token, _ = where[i]
             logs[text][token] = value
-    return [
-        Score(
-            text=encoding.text,
-            tokens=[
-                t for t, word in zip(encoding.tokens, encoding.words, strict=True) if word >= 0
-            ],
-            log_probabilities=log[encoding.words >= 0],
-            method="pseudo-log-likelihood" + (", within words" if within_word else ""),
-        )
-        for encoding, log in zip(encodings, logs, strict=True)
-    ]
+    method: Method = "pseudo-log-likelihood"
+    if within_word:
+        method = "pseudo-log-likelihood, within words"
+    kept = [log[e.words >= 0] for e, log in zip(encodings, logs, strict=True)]
+    return _scores(encodings, kept, method)
 
 
 def _masked_copy(window: Window, token: int, mask: int, words: np.ndarray | None) -> np.ndarray:
@@ -239,17 +233,9 @@ def score_causal(
     vocabulary = tokenizer.vocabulary
     backward = getattr(engine.model.config, "backward", False)
     turn = -1 if backward else 1
-    stretches: list[_Stretch] = []
+    opening = vocabulary.last if backward else vocabulary.first
     ordinary = [encoding.ids[encoding.words >= 0][::turn] for encoding in encodings]
-    half = max(1, engine.max_length // 2)
-    for text, ids in enumerate(ordinary):
-        whole = np.concatenate([[vocabulary.last if backward else vocabulary.first], ids])
-        done = 0
-        while done < len(ids):
-            begin = 0 if done == 0 else done + half + 1 - engine.max_length
-            end = min(len(ids), begin + engine.max_length - 1)
-            stretches.append(_Stretch(text, whole[begin : end + 1][::turn].copy(), done, end))
-            done = end
+    stretches = _stretches([np.concatenate([[opening], x]) for x in ordinary], engine.max_length)
     logs = [np.zeros(len(ids)) for ids in ordinary]
 
     def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
@@ -262,19 +248,43 @@ def score_causal(
         ]
         return torch.cat(parts).cpu().numpy()
 
-    for chosen, batch, values in engine.run([s.ids for s in stretches], compute, causal=True):
+    for chosen, batch, values in engine.run(
+        [s.ids[::turn].copy() for s in stretches], compute, causal=True
+    ):
         for i, part in zip(chosen, np.split(values, batch.starts[1:-1].numpy()), strict=True):
             one = stretches[i]
             # The state at each token predicts the next one; the last one's prediction is idle.
             logs[one.text][one.begin : one.end] = part[::turn][:-1][one.begin - one.end :]
+    turned = [log[::turn].copy() for log in logs]
+    return _scores(encodings, turned, "log-likelihood")
+
+
+def _stretches(texts: list[np.ndarray], max_length: int) -> list[_Stretch]:
+    """Texts behind their opening tokens, in windows that overlap by half."""
+    stretches: list[_Stretch] = []
+    half = max(1, max_length // 2)
+    for text, whole in enumerate(texts):
+        done, size = 0, len(whole) - 1
+        while done < size:
+            begin = 0 if done == 0 else done + half + 1 - max_length
+            end = min(size, begin + max_length - 1)
+            stretches.append(_Stretch(text, whole[begin : end + 1], done, end))
+            done = end
+    return stretches
+
+
+def _scores(
+    encodings: Sequence[Encoding], logs: Sequence[np.ndarray], method: Method
+) -> list[Score]:
+    """Of texts with the log probabilities of their ordinary tokens."""
     return [
         Score(
             text=encoding.text,
             tokens=[
                 t for t, word in zip(encoding.tokens, encoding.words, strict=True) if word >= 0
             ],
-            log_probabilities=log[::turn].copy(),
-            method="log-likelihood",
+            log_probabilities=log,
+            method=method,
         )
         for encoding, log in zip(encodings, logs, strict=True)
     ]

@@ -193,8 +193,7 @@ def config_from_decoder(family: str, settings: Mapping[str, Any], *, where: str)
     fields = {ours: known[theirs] for ours, theirs in _FIELDS[family].items()}
     used = float(fields.get("dropout", 0.0))
     rates = {key: float(settings.get(key, used)) for key in _DROPOUTS[family]}
-    if any(rate != used for rate in rates.values()):
-        logger.warning("%s: dropout rates differ (%s); %g is used for all", where, rates, used)
+    tell_of_rates(rates, used, where)
     if family == "gpt2":
         inner = known["n_inner"]
         fields |= {"intermediate_size": 4 * known["n_embd"] if inner is None else inner}
@@ -205,6 +204,12 @@ def config_from_decoder(family: str, settings: Mapping[str, Any], *, where: str)
         if fields["head_size"] == fields["hidden_size"] // fields["num_heads"]:
             fields["head_size"] = None
     return GPTConfig(**{**_SHAPE[family], **fields})
+
+
+def tell_of_rates(rates: Mapping[str, float], used: float, where: str) -> None:
+    """Warns where not all dropout rates of a file are the one that is used."""
+    if any(rate != used for rate in rates.values()):
+        logger.warning("%s: dropout rates differ (%s); %g is used for all", where, rates, used)
 
 
 def _rotary_base(settings: Mapping[str, Any], where: str) -> float:

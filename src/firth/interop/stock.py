@@ -1,19 +1,17 @@
 """Which shapes `transformers` has a class for, and the same shape in the settings of both sides."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from firth.errors import CheckpointError, UnsupportedError
+from firth.interop.decoders import tell_of_rates
 from firth.interop.generators import is_stock_generator
 from firth.models import EncoderDecoderConfig, GPTConfig, ModelConfig
 from firth.models.bert import BertConfig
 from firth.models.mix import Pooling, SequenceHead
 from firth.protocols import Vocabulary
-
-logger = logging.getLogger(__name__)
 
 ARCHITECTURES = {
     "bert": "Bert",
@@ -244,10 +242,9 @@ def config_from_stock(family: str, settings: Mapping[str, Any], *, where: str) -
 def _one_dropout(family: str, settings: Mapping[str, Any], where: str) -> float:
     default = 0.0 if family == "modernbert" else 0.1
     rates = {key: float(settings.get(key, default)) for key in _DROPOUTS[family]}
-    first = next(iter(rates.values()))
-    if any(rate != first for rate in rates.values()):
-        logger.warning("%s: dropout rates differ (%s); %g is used for all", where, rates, first)
-    return first
+    used = next(iter(rates.values()))
+    tell_of_rates(rates, used, where)
+    return used
 
 
 def _windows(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
