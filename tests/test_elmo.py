@@ -18,8 +18,9 @@ from firth.models.characters import CharacterEncoder, Spellings
 from firth.models.sampled_softmax import log_uniform_counts, log_uniform_sample, sampled_loss
 from firth.objectives import BidirectionalLM
 from firth.protocols import Batch
+from firth.text.batches import PackedSequences
 from firth.text.words import Words
-from tests.sources import sequences_of
+from tests.sources import VOCABULARY, ListSource, sequences_of
 
 h5py = pytest.importorskip("h5py")
 
@@ -206,6 +207,22 @@ def test_the_loss_is_the_mean_of_both_directions():
         count += end - begin - 1
     assert loss.count == count
     assert float(loss.total) == pytest.approx(total / 2, rel=1e-5)
+
+
+def test_neither_direction_predicts_across_a_cut():
+    words = np.arange(5, 25)
+    packed = PackedSequences(
+        ListSource([words]), VOCABULARY, max_length=10, batch_tokens=40, seed=0
+    )
+    batch = BidirectionalLM().prepare(packed.sequences(0), np.random.default_rng(0))
+    assert batch.predict_at is not None
+    assert batch.targets is not None
+    read = batch.input_ids[batch.predict_at].tolist()  # what the backward direction predicts
+    pairs = set(zip(read, batch.targets.tolist(), strict=True))
+    first, last = VOCABULARY.first, VOCABULARY.last
+    cuts = {(12, 13), (20, 21)}  # behind 8 and 16 words
+    inside = {*itertools.pairwise(range(5, 25))} - cuts
+    assert pairs == {(first, 5), (24, last)} | inside
 
 
 def test_a_sample_of_all_words_is_the_full_softmax():

@@ -69,6 +69,19 @@ def test_the_closing_token_is_predicted_only_where_a_document_ends():
     )
 
 
+def test_right_to_left_the_opening_token_is_predicted_only_where_a_document_begins():
+    documents = [np.arange(5, 5 + n) for n in (20, 6, 7)]
+    packed = PackedSequences(
+        ListSource(documents), VOCABULARY, max_length=10, batch_tokens=1000, seed=0
+    )
+    batch = CausalLM(backward=True).prepare(packed.sequences(0), np.random.default_rng(0))
+    assert batch.targets is not None
+    assert (batch.targets == VOCABULARY.first).sum() == 3
+    assert sorted(batch.targets[batch.targets != VOCABULARY.first].tolist()) == sorted(
+        np.concatenate(documents).tolist()
+    )
+
+
 def test_it_learns_more_than_frequencies(gpt_run, lm, papers):
     rows = [json.loads(line) for line in (gpt_run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["valid_loss"] for row in rows if "valid_loss" in row]

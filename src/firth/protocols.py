@@ -114,6 +114,8 @@ class Sequences:
     vocabulary: Vocabulary
     ends_document: np.ndarray | None = None
     """(B) bool: False where a sequence is cut off and its document goes on; None: all end."""
+    begins_document: np.ndarray | None = None
+    """(B) bool: False where a sequence goes on with a document that was cut; None: all begin."""
     documents: np.ndarray | None = None
     """(B) int64: the document of each sequence; None where that is not known."""
     marks: np.ndarray | None = None

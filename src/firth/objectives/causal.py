@@ -16,8 +16,8 @@ class CausalLM:
     """The left-to-right language model (Radford et al. 2018, eq. 1): sum_i log P(u_i | u_<i).
 
     The first token of a sequence is given; each other one is predicted from the state at the token
-    before it, the closing token only where the document ends there. Of streams, every token is
-    predicted.
+    before it, the closing token only where the document ends there (right to left: the opening
+    token only where it begins). Of streams, every token is predicted.
     """
 
     predicts: ClassVar[str] = "of the next token"
@@ -49,8 +49,9 @@ class CausalLM:
             idle[edge] = True
         else:
             after[edge] = sequences.beyond
-        if sequences.ends_document is not None and not self.backward:
-            idle[edge[~sequences.ends_document] - 1] = True
+        whole = sequences.begins_document if self.backward else sequences.ends_document
+        if whole is not None:
+            idle[edge[~whole] + (1 if self.backward else -1)] = True
         at = np.flatnonzero(~idle)
         return Batch(
             input_ids=torch.from_numpy(ids),
@@ -92,7 +93,9 @@ class BidirectionalLM:
 
         1/2 sum_k [log p(t_k | t_1 ... t_{k-1}) + log p(t_k | t_{k+1} ... t_N)]
 
-    Its perplexity is the exponential of the mean of both losses, which are named in the log.
+    Its perplexity is the exponential of the mean of both losses, which are named in the log. Where
+    a long document is cut, neither direction predicts across the cut: not that the text ends or
+    begins there, nor the word beside it, of which nothing that it knows says anything.
     """
 
     predicts: ClassVar[str] = "of the next and the previous word"
@@ -105,7 +108,19 @@ class BidirectionalLM:
 
     def prepare(self, sequences: Sequences, rng: np.random.Generator) -> Batch:
         """`targets` are the next words; the words themselves are those before their next ones."""
-        return replace(CausalLM().prepare(sequences, rng), prefix=None)
+        batch = CausalLM().prepare(sequences, rng)
+        assert batch.predict_at is not None
+        assert batch.targets is not None
+        chosen = torch.ones(batch.num_predictions, dtype=torch.bool)
+        if sequences.begins_document is not None:
+            cut = torch.from_numpy(sequences.starts[:-1][~sequences.begins_document])
+            chosen = ~torch.isin(batch.predict_at, cut)
+        return replace(
+            batch,
+            prefix=None,
+            predict_at=batch.predict_at[chosen],
+            targets=batch.targets[chosen],
+        )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """The mean of both directions' cross-entropy.

@@ -111,6 +111,7 @@ class PackedSequences:
         self.begin, self.end = cut_documents(starts, max_length - 2 - spare)
         if not len(self.begin):
             raise DataError("the corpus holds no tokens")
+        self.begins_document = np.isin(self.begin, starts[:-1])
         self.ends_document = np.isin(self.end, starts[1:])
         self.documents = np.searchsorted(starts, self.begin, side="right") - 1
         self.source, self.vocabulary, self.marks = source, vocabulary, marks
@@ -151,6 +152,7 @@ class PackedSequences:
             opens_word=opens,
             vocabulary=self.vocabulary,
             ends_document=self.ends_document[pieces],
+            begins_document=self.begins_document[pieces],
             documents=self.documents[pieces],
             marks=marks,
             progress=progress,
