@@ -48,7 +48,11 @@ def reviews(path: Path, count: int | None, seed: int = 0) -> list[Example]:
 
 
 def tuned(lm: LanguageModel, data: Path, epochs: float, folder: Path) -> LanguageModel:
-    """The second stage: the language model, fine-tuned on the reviews without labels."""
+    """The language model, fine-tuned on the reviews without labels (the second stage), or kept."""
+    if (folder / "config.json").is_file():
+        kept = firth.load(folder)
+        assert isinstance(kept, LanguageModel)
+        return kept
     corpus = firth.Corpus.from_files(data / "imdb" / "unsup-25k.jsonl.zst")
     recipe = firth.recipe("ulmfit").with_settings({"training.epochs": epochs})
     return firth.pretrain(recipe, corpus, folder, start=lm)
@@ -103,31 +107,37 @@ def arguments() -> argparse.Namespace:
     return options.parse_args()
 
 
+def rows_of(given: argparse.Namespace) -> list[tuple[str, int, str, Any]]:
+    """Of each row the name, the labels, the model that it begins with, and the fine-tuning."""
+    how = firth.GradualUnfreezing(
+        max_length=given.length, epochs=given.epochs, batch_size=given.batch_size
+    )
+    plain = replace(how, unfreezing=False, decay=1.0, lr=1e-3)  # nothing to unfreeze gradually
+    rows: list[tuple[str, int, str, Any]] = []
+    for size in given.sizes:
+        rows.append(("from scratch", size, "scratch", plain))
+        rows.append(("pre-trained", size, "general", how))
+        rows.append(("pre-trained, fine-tuned on the reviews", size, "reviews", how))
+    for name, off in OFF.items() if given.ablation else ():
+        rows.append((name, 1000, "reviews", replace(how, **off)))
+    return rows
+
+
 def main() -> None:
     given = arguments()
     prepare_process()
     lm = firth.load(given.run)
     assert isinstance(lm, LanguageModel)
-    folder = given.tuned or Path(tempfile.mkdtemp())
-    own = tuned(lm, given.data, given.tune, folder)
     test = reviews(given.data / "imdb" / "test.jsonl.zst", given.test)
-    how = firth.GradualUnfreezing(
-        max_length=given.length, epochs=given.epochs, batch_size=given.batch_size
-    )
-    plain = replace(how, unfreezing=False, decay=1.0, lr=1e-3)  # nothing to unfreeze gradually
-    todo: list[tuple[str, int, LanguageModel, Any]] = []
-    for size in given.sizes:
-        todo.append(("from scratch", size, scratch(lm), plain))
-        todo.append(("pre-trained", size, lm, how))
-        todo.append(("pre-trained, fine-tuned on the reviews", size, own, how))
-    for name, off in OFF.items() if given.ablation else ():
-        todo.append((name, 1000, own, replace(how, **off)))
-    for name, size, model, with_how in todo:
-        if given.systems and name not in given.systems:
-            continue
+    rows = [row for row in rows_of(given) if not given.systems or row[0] in given.systems]
+    models = {"scratch": scratch(lm), "general": lm}
+    if any(start == "reviews" for _, _, start, _ in rows):
+        folder = given.tuned or Path(tempfile.mkdtemp())
+        models["reviews"] = tuned(lm, given.data, given.tune, folder)
+    for name, size, start, how in rows:
         scores: list[float] = []
         for seed in range(given.seeds):
-            scores.append(accuracy(model, size, given.data, seed, with_how, test))
+            scores.append(accuracy(models[start], size, given.data, seed, how, test))
             write({"labels": size, "system": name, "scores": scores}, given.name)
             print(size, name, shown(scores), flush=True)
 
