@@ -17,7 +17,7 @@ from firth.adaptation import FineTuning, Frozen
 from firth.adaptation.features import extract, score_features
 from firth.adaptation.fitting import fit
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples, score_examples
-from firth.errors import ConfigError, DivergedError
+from firth.errors import ConfigError, DataError, DivergedError
 from firth.inference.forward import Engine
 from firth.models import Bert
 from firth.models.mix import SequenceHead, pool
@@ -564,3 +564,23 @@ def test_labels_are_read_from_files(lm, tmp_path):
     assert adapted.task.labels == tuple(
         sorted({line.rstrip("\n").split("\t")[1] for line in lines[1:]})
     )
+
+
+@pytest.mark.parametrize(
+    ("how", "name", "value"),
+    [
+        (firth.FineTuning, "batch_size", 0),
+        (firth.FineTuning, "epochs", -1.0),
+        (Frozen, "dropout", 1.0),
+        (firth.GradualUnfreezing, "max_length", 2),
+        (firth.GradualUnfreezing, "lr", 0.0),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(how, name, value):
+    with pytest.raises(ConfigError, match=f"{name} is {value}, expected"):
+        how(**{name: value})
+
+
+def test_no_dev_examples_are_refused(lm):
+    with pytest.raises(DataError, match="no dev examples"):
+        firth.adapt(lm, task_of("single"), examples_of("single", 0, 40), dev=[])

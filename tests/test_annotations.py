@@ -248,3 +248,9 @@ def test_spans_that_are_nowhere_in_the_text_are_an_error(tmp_path):
     corpus = firth.Corpus.from_texts([f"the firth of forth, part {i}" for i in range(300)])
     with pytest.raises(DataError, match=r"none of the spans of data\.spans is in the training"):
         firth.pretrain(recipe, corpus, tmp_path / "run")
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_a_phrase(tmp_path):
+    (tmp_path / "terms.txt").write_bytes(b"\xef\xbb\xbfNew York\r\nOld Town\r\n")
+    text = "In New York and Old Town."
+    assert found(annotator(str(tmp_path / "terms.txt"), [])(text), text) == ["New York", "Old Town"]

@@ -18,6 +18,7 @@ from firth.text.streams import StreamedSequences
 from firth.training import SGD, AdamW, Schedule, State, Training, checkpoint, steps
 from firth.training.optimizers import NonMonotoneAverage
 from tests.sources import VOCABULARY, ListSource
+from tests.test_end_to_end import good
 
 TEXT = ListSource([np.arange(5, 5 + 997) % 55 + 5])
 
@@ -369,3 +370,21 @@ def test_going_on_from_a_model(lm, tmp_path, papers):
         firth.pretrain(recipe, train, tmp_path / "tuned", valid=valid)
     with pytest.raises(ConfigError, match="trains GPTConfig"):
         firth.pretrain(firth.recipe("gpt"), train, tmp_path / "other", start=lm)
+
+
+def test_stop_strings_are_cut_off_in_both_directions(lm):
+    backward = lm.model.config.backward
+    how = {"max_tokens": 12, "temperature": 1.0, "seed": 3, "backward": backward}
+    whole = lm.generate("the results of", **how).continuation
+    stop = whole.split()[-4 if backward else 3]
+    cut = lm.generate("the results of", stop=[stop], **how)
+    kept = whole.rpartition(stop)[2] if backward else whole.partition(stop)[0]
+    assert cut.ended == "stop"
+    assert cut.continuation == kept
+
+
+def test_the_command_line_writes_in_both_directions(lm):
+    backward = ["--backward"] if lm.model.config.backward else []
+    written = good("generate", lm.path, "the results of", "--max-tokens", "4", *backward)
+    assert written.strip().endswith("the results of") == bool(backward)
+    assert written.strip().startswith("the results of") != bool(backward)

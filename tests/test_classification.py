@@ -182,14 +182,32 @@ def test_report_of_label_sets():
 
 def test_degenerate_runs():
     task = Classification(labels=("a", "b"))
-    constant, varied = np.array([[1.0, 0.0]] * 3), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    assert task.degenerate(constant, labelled("a", "b", "a"))
-    assert not task.degenerate(varied, labelled("a", "b", "a"))
-    assert not task.degenerate(constant, labelled("a", "a", "a"))
-    assert task.degenerate(varied * np.nan, labelled("a", "b", "a"))
+    constant = np.array([[1.0, 0.0]] * 30)
+    varied = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]] * 10)
+    assert task.degenerate(constant, labelled(*"aba" * 10))
+    assert not task.degenerate(varied, labelled(*"aba" * 10))
+    assert not task.degenerate(constant, labelled(*"aaa" * 10))
+    assert task.degenerate(varied * np.nan, labelled(*"aba" * 10))
     multi = replace(task, kind="multi_label")
-    assert multi.degenerate(np.full((2, 2), -3.0), labelled(("a",), ()))
-    assert not multi.degenerate(np.array([[-3.0, 2.0], [1.0, 2.0]]), labelled(("a",), ()))
+    assert multi.degenerate(np.full((20, 2), -3.0), labelled(*[("a",), ()] * 10))
+    assert not multi.degenerate(
+        np.array([[-3.0, 2.0], [1.0, 2.0]] * 10), labelled(*[("a",), ()] * 10)
+    )
     regression = Classification(kind="regression", shift=50.0, scale=20.0)
-    assert regression.degenerate(np.array([[0.301], [0.3], [0.299]]), labelled(20.0, 50.0, 80.0))
-    assert not regression.degenerate(np.array([[-0.1], [0.0], [0.1]]), labelled(20.0, 50.0, 80.0))
+    values = labelled(*[20.0, 50.0, 80.0] * 10)
+    assert regression.degenerate(np.array([[0.301], [0.3], [0.299]] * 10), values)
+    assert not regression.degenerate(np.array([[-0.1], [0.0], [0.1]] * 10), values)
+
+
+def test_few_examples_or_a_common_class_are_no_sign_of_collapse():
+    task = Classification(labels=("a", "b"))
+    constant = np.array([[1.0, 0.0]] * 100)
+    assert not task.degenerate(constant[:5], labelled(*"aaaab"))
+    assert not task.degenerate(constant, labelled(*"a" * 97, *"bbb"))
+    assert task.degenerate(constant, labelled(*"a" * 60, *"b" * 40))
+
+
+def test_a_pair_given_to_a_task_about_single_texts_is_refused():
+    with pytest.raises(ConfigError, match="text_pair"):
+        Classification().example(("It rains.", "It is wet."))
+    assert Classification().example(("It", "rains")).texts == (("It", "rains"),)

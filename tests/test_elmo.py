@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import firth
 from firth.errors import CheckpointError, UnsupportedError
+from firth.inference.minimal_pairs import baseline_differences, encode_pairs
 from firth.interop.allennlp import read_elmo, write_elmo
 from firth.models import Elmo, ElmoConfig
 from firth.models.characters import CharacterEncoder, Spellings
@@ -368,3 +369,20 @@ def test_a_decoder_does_not_write_backward(tiny_run):
     lm = firth.load(tiny_run)
     with pytest.raises(UnsupportedError, match="leave backward out"):
         lm.generate("the", backward=True)
+
+
+def test_words_that_are_not_predicted_may_be_in_the_prompt(lm):
+    """The penalty of repetition has nothing to lower for them."""
+    for beams in (1, 2):
+        written = lm.generate("the zzzz", max_tokens=3, repetition_penalty=1.2, beams=beams)
+        assert written.text.startswith("the zzzz")
+
+
+def test_unseen_words_are_the_unknown_one_to_the_baselines(lm, elmo_run):
+    pairs = [(f"the model {word} .", f"model the {word} .") for word in ("zq", "zx")]
+    sentences = encode_pairs(lm.tokenizer, pairs)
+    assert max(one.ids.max() for one in sentences.encodings) >= lm.tokenizer.vocabulary.size
+    shards = firth.text.shards.Shards.open(elmo_run / "data" / "train")
+    found = baseline_differences(sentences, shards, lm.tokenizer)
+    assert (found["word frequency"] == 0).all()  # the same words
+    assert found["5-gram"][0] == found["5-gram"][1]

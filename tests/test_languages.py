@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 import firth
 from firth.errors import ConfigError, DataError
 from firth.text.batches import PackedSequences
-from firth.text.languages import JoinedLanguages, MultilingualCorpus, smoothed_shares
+from firth.text.languages import (
+    JoinedLanguages,
+    MultilingualCorpus,
+    smoothed_shares,
+    write_languages,
+)
 from firth.text.shards import write_shards
 from firth.text.tokenizers import Tokenizer
 from firth.training.tracking import read_metrics
@@ -222,3 +227,15 @@ def test_what_does_not_go_together_is_said(tmp_path, papers):
         MultilingualCorpus.of({"a": firth.Corpus.from_texts(papers[:5])})
     with pytest.raises(ConfigError, match="expected a name of letters"):
         MultilingualCorpus.of({"a": corpus.parts[0][1], "../b": corpus.parts[1][1]})
+
+
+def test_a_language_without_text_is_named(tmp_path):
+    some = firth.Corpus.from_texts([f"ein Satz, Nummer {i}" for i in range(500)])
+    none = MultilingualCorpus.of({"de": some, "tr": firth.Corpus.from_texts(["  "])})
+    with pytest.raises(DataError, match=r"language tr: .*no text"):
+        list(none.smoothed(0.7))
+    few = MultilingualCorpus.of({"de": some, "tr": firth.Corpus.from_texts(["bir", "iki"])})
+    _, held_out = few.split(valid=0.01, seed=0)
+    tokenizer = firth.Tokenizer.train(list(some), "word", 100)
+    with pytest.raises(DataError, match="language tr: "):
+        write_languages(held_out, tokenizer, tmp_path)

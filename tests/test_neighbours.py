@@ -1,6 +1,7 @@
 """Contextual neighbours: the index is the embeddings, the search is exact, stale files are seen."""
 
 import json
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -79,6 +80,14 @@ def bytes_of(index: WordIndex, *names: str) -> dict[str, bytes]:
 )
 def test_sentences(text, expected):
     assert [text[a:b] for a, b in sentence_spans(text)] == expected
+
+
+@pytest.mark.parametrize("text", [" " * 200_000 + "a", "." * 200_000 + "a"])
+def test_long_runs_of_one_character_are_read_in_time(text):
+    """Looked at from each place of the run, the dots would take a minute or more."""
+    begin = time.process_time()
+    assert len(sentence_spans(text)) >= 1
+    assert time.process_time() - begin < 5
 
 
 def test_sentences_lose_no_word_and_are_not_too_long(papers):

@@ -174,3 +174,9 @@ def test_another_tokenizer_in_an_existing_run_is_refused(papers, tmp_path):
     firth.pretrain(chosen, corpus, tmp_path / "run", tokenizer=own)  # the same one: it is done
     with pytest.raises(ConfigError, match="tokenizer of its own"):
         firth.pretrain(chosen, corpus, tmp_path / "run", tokenizer=other)
+
+
+@pytest.mark.parametrize(("name", "length"), [("bert", 2), ("bert-nsp", 3), ("gpt", 0)])
+def test_a_sequence_must_hold_a_token_of_the_text(name, length):
+    with pytest.raises(ConfigError, match=rf"data.max_length is {length}, expected at least"):
+        firth.recipe(name, size="tiny").with_settings({"data.max_length": length})

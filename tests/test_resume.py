@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 import firth
-from firth.errors import CheckpointError, ConfigError
+from firth.errors import CheckpointError, ConfigError, ResourceError
 from firth.training import State, Training, checkpoint
 from firth.training.tracking import read_metrics
 from tests.sources import tiny_bert
@@ -169,3 +170,35 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path, papers):
     assert read_metrics(tmp_path / "run") == before
     with pytest.raises(ConfigError, match=r"training\.clip: 1\.0 there, 0\.5 now"):
         firth.pretrain(recipe.with_settings({"training.clip": 0.5}), corpus, tmp_path / "run")
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path):
+    state = State.begin(tiny_bert(), Training())
+    (tmp_path / "checkpoints" / "step-00000137.part").mkdir(parents=True)
+    checkpoint.save(tmp_path, state, {})
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir())
+    assert kept == ["step-00000000"]
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_a_checkpoint_that_lacks_weights_or_has_others_is_refused(tmp_path, change):
+    state = State.begin(tiny_bert(), Training())
+    path = checkpoint.save(tmp_path, state, {})
+    weights = load_file(path / "model.safetensors")
+    name = next(iter(weights))
+    weights = {**weights, "other": torch.zeros(1)} if change == "unexpected" else weights
+    if change == "missing":
+        del weights[name]
+    save_file(weights, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=change):
+        checkpoint.restore(path, State.begin(tiny_bert(), Training()))
+
+
+def test_a_write_that_fails_gives_advice(tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(ResourceError, match=r"could not be written: .*File too large"):
+        checkpoint.save(tmp_path, State.begin(tiny_bert(), Training()), {})
+    assert checkpoint.find(tmp_path) is None

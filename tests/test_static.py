@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import firth
-from firth.api import static_training
+from firth.api import pretraining, static_training
 from firth.api.word_vectors import vocabulary_vectors
 from firth.errors import ConfigError, DataError, Interrupted, UnsupportedError
 from firth.models import Static, StaticConfig
@@ -21,6 +21,7 @@ from firth.objectives.word_context import (
 )
 from firth.protocols import ABSENT, Batch, Example, Sequences
 from firth.tasks import Classification
+from firth.training.distributed import Ranks
 from firth.training.tracking import read_metrics
 from firth.training.word_vectors import count_pairs, learner, run_steps
 
@@ -498,3 +499,23 @@ def test_glove_is_not_learned_in_batches(objective):
         objective.prepare(None, None)
     with pytest.raises(UnsupportedError, match="whole text"):
         objective.loss(None, None)
+
+
+def test_word_vectors_are_trained_in_one_process(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "join", lambda device: (Ranks(0, 2), device))
+    with pytest.raises(ConfigError, match="without torchrun"):
+        firth.pretrain(firth.recipe("word2vec", size="tiny"), corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_save_clears_away_what_a_killed_process_left(corpus, tmp_path):
+    run = tmp_path / "run"
+    firth.pretrain(quick("word2vec"), corpus, run)
+    left = run / "checkpoints" / "step-00000001"
+    left.mkdir()
+    last = run / "checkpoints" / "last"
+    (run / "checkpoints" / last.read_text()).rename(run / "checkpoints" / "step-99999999")
+    last.unlink()
+    firth.pretrain(quick("word2vec"), corpus, run)
+    (kept,) = (p.name for p in (run / "checkpoints").iterdir() if p.is_dir())
+    assert kept == last.read_text()

@@ -271,3 +271,20 @@ def test_quotes_of_published_files():
     assert swahili[0].texts[0].startswith("Siku zina kasi")
     assert any('"' in example.texts[0] for example in swahili)
     assert not any('""' in example.texts[0] for example in swahili)
+
+
+def test_a_header_is_one_also_where_the_label_is_not_read(tmp_path):
+    path = write(tmp_path, "a.tsv", "sentence\tlabel\nx\ta\ny\tb\n")
+    task = Classification(text=1, label="label")
+    texts = [example.texts for example in task.read(path)]
+    assert (
+        [example.texts for example in task.read(path, labelled=False)] == texts == [("x",), ("y",)]
+    )
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_an_empty_text_of_a_single_column_keeps_its_row(tmp_path, name):
+    path = write(tmp_path, name, "\ntext\nfirst\n\nthird\n\n")
+    found = Classification().read(path, labelled=False)
+    assert [example.texts[0] for example in found] == ["first", "", "third"]
+    assert [example.row for example in found] == [3, 4, 5]

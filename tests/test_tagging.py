@@ -947,3 +947,10 @@ def test_the_command_line_prints_both_mixes(papers, tmp_path, tiny_run, capsys):
         assert sum(map(float, line.split())) == pytest.approx(1, abs=0.02)
     assert main([*command[:-1], str(tmp_path / "u"), "--kind", "single", "frozen"]) == 2
     assert "unknown setting 'kind' of Tagging" in capsys.readouterr().err
+
+
+def test_blanks_around_cells_do_not_count(tmp_path):
+    path = write(tmp_path / "a.tsv", "Runs \tB-PER \nfar\t O\n")
+    assert read_sentences(path, labelled=True) == [(1, ("Runs", "far"), ("B-PER", "O"))]
+    first_empty = write(tmp_path / "b.tsv", "\tRuns\tO\n\tfar\tO\n")
+    assert read_sentences(first_empty, 2, labelled=False) == [(1, ("Runs", "far"), None)]

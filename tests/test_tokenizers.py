@@ -164,9 +164,8 @@ def test_listed_words_keep_their_place(trained):
     assert trained["bpe"].encode([]).words.tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "whitespace"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_special_tokens_are_read_in_texts_and_literal_in_documents(trained, kind):
-    """Between white space, one that is a word by itself is an entry like any other."""
     tokenizer = trained[kind]
     mask = tokenizer.token(4)
     assert 4 in tokenizer.encode(f"the {mask} turns").ids
@@ -175,7 +174,7 @@ def test_special_tokens_are_read_in_texts_and_literal_in_documents(trained, kind
     (ids, opens_word), *others = tokenizer.encode_documents([literal])
     assert others == []
     assert not {0, 2, 4} & {*ids.tolist()}
-    assert len(ids) == len(opens_word) > 6
+    assert len(ids) == len(opens_word) > 5
     assert tokenizer.encode_documents([]) == []
 
 
@@ -439,3 +438,25 @@ def test_pairs_of_whole_words_are_cut_as_other_pairs(length):
 def test_a_vocabulary_of_pieces_cannot_be_opened(trained):
     with pytest.raises(ConfigError, match="kind word or whitespace"):
         trained["bpe"].open()
+
+
+def test_names_of_special_tokens_in_the_text_leave_no_holes():
+    texts = ["a [SEP] b [UNK]", "[UNK] [SEP] a"] * 5
+    tokenizer = Tokenizer.train(texts, "whitespace", 100, min_frequency=1)
+    size = tokenizer.vocabulary.size
+    assert [tokenizer.token(i) for i in range(size)][5:] == ["a", "b"]
+    ((ids, _),) = tokenizer.encode_documents(["a [UNK] [SEP] b"])
+    assert ids.tolist() == [5, 1, 1, 6]
+
+
+def test_pieces_that_spell_leave_room_for_the_special_tokens():
+    syllables = [chr(0xAC00 + i) for i in range(700)]
+    tokenizer = Tokenizer.train([" ".join(syllables)] * 3, "wordpiece", 1000)
+    assert tokenizer.vocabulary.size <= 1000
+
+
+def test_chinese_words_of_a_list_are_one_word():
+    tokenizer = Tokenizer.train(["the tide turns"] * 3, "word", 100)
+    tokenizer.open()
+    ids = tokenizer.encode(["北京", "New York"], special_tokens=False).ids
+    assert [tokenizer.token(int(i)) for i in ids] == ["北京", "New York"]

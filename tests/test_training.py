@@ -318,3 +318,12 @@ def test_compiled_steps_have_the_same_losses():
         run = steps(state, MaskedLM(), batches(4), training, total_steps=4)
         found.append([step.loss for step in run])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_muon_leaves_output_matrices_alone():
+    model = tiny_bert(pair_head=True)
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon, _ = Muon().build(model.named_parameters())
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert "pooler.weight" in taken
+    assert "pair_head.weight" not in taken

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from firth.errors import ResourceError
 
 TEMPORARY = ".part"
@@ -101,8 +103,8 @@ def resource_errors(path: Path, needed: int | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"{path}: could not be written: {error}") from error
         size = "" if needed is None else f"; this step needs up to {needed / 1e6:,.1f} MB there"
         raise ResourceError(

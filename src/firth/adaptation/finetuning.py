@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from firth.adaptation.fitting import Fitted, fit, labelled_batches, scorer
+from firth.adaptation.fitting import Fitted, check_settings, fit, labelled_batches, scorer
 from firth.adaptation.network import (
     AdaptedNetwork,
     EncodedExamples,
@@ -70,6 +70,9 @@ class FineTuning:
     restarts: int = 3
     """Other seeds to try where a run is degenerate."""
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of a run."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples, score_examples
 from firth.device import Precision
+from firth.errors import ConfigError
 from firth.inference.forward import Engine
 from firth.protocols import Batches, Example, Report, Scores, Task, Trainable
 from firth.text.batches import BucketedBatches
@@ -37,6 +38,39 @@ class Fitted:
     steps: int
     degenerate: bool
     """Whether the run ends in one answer for everything, or its loss never moved."""
+
+
+_LEAST = {
+    "min_steps": 1,
+    "batch_size": 1,
+    "hidden_size": 1,
+    "num_layers": 1,
+    "patience": 1,
+    "restarts": 0,
+    "max_length": 3,
+    "weight_decay": 0,
+    "mix_penalty": 0,
+}
+_MORE_THAN_ZERO = ("epochs", "lr", "decay", "ratio")
+_SHARES = ("dropout", "warmup", "cut")
+
+
+def check_settings(adaptation: object) -> None:
+    """Refuses settings of an adaptation that nothing can be trained with.
+
+    Raises:
+        ConfigError: if one is out of its range.
+    """
+    for name, value in vars(adaptation).items():
+        expected = None
+        if name in _LEAST and value < _LEAST[name]:
+            expected = f"at least {_LEAST[name]}"
+        elif name in _MORE_THAN_ZERO and value is not None and value <= 0:
+            expected = "more than 0"
+        elif name in _SHARES and not 0 <= value < 1:
+            expected = "a share, at least 0 and below 1"
+        if expected:
+            raise ConfigError(f"{name} is {value}, expected {expected}")
 
 
 def labelled_batches(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from firth.adaptation.features import Features, extract, score_features
-from firth.adaptation.fitting import Fitted, fit
+from firth.adaptation.fitting import Fitted, check_settings, fit
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples, TaskNetwork, task_head
 from firth.device import Precision
 from firth.errors import ConfigError
@@ -60,6 +60,7 @@ class Frozen:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.output_mix and self.task_network == "head":
             raise ConfigError(
                 "output_mix lays a second mix beside the states of a recurrent network; set "

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from firth.adaptation.finetuning import freeze_unused, set_dropout
-from firth.adaptation.fitting import Fitted, fit, labelled_batches, scorer
+from firth.adaptation.fitting import Fitted, check_settings, fit, labelled_batches, scorer
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples, TaskObjective
 from firth.device import Precision
 from firth.models.heads import ConcatPoolingHead, Head
@@ -59,6 +59,9 @@ class GradualUnfreezing:
     max_length: int = 128
     restarts: int = 3
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def assemble(self, body: nn.Module, head: Head) -> AdaptedNetwork:
         """Body and head; of a sequence the concat-pooling head."""

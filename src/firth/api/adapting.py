@@ -54,7 +54,7 @@ def adapt(
 
     Raises:
         ConfigError: if `seeds` is no sequence or an empty one.
-        DataError: if a file cannot be read, or there are too few examples.
+        DataError: if a file cannot be read, or there are too few examples or none.
         DivergedError: if every seed, restarts included, gave a degenerate run.
     """
     if isinstance(seeds, int) or not seeds:
@@ -65,6 +65,8 @@ def adapt(
     dev = task.read(dev) if isinstance(dev, (str, Path)) else dev
     if dev is None:
         train, dev = _hold_out(train)
+    if not (train and dev):
+        raise DataError("there are no training examples, or no dev examples; give some of each")
     task = _with_labels(task, train, dev)
     length = min(adaptation.max_length, lm.max_length)
     make = partial(_network, lm, task, adaptation, seeds[0])

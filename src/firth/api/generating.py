@@ -79,7 +79,7 @@ def _generate(
     part = prompts.part(places)
     ends: dict[str, Any] = {
         "last": _closing(lm, how),
-        "stop": _stops(lm, stop),
+        "stop": _stops(lm, stop, how),
         "sources": part.sources,
     }
     if how.beams > 1:
@@ -96,7 +96,7 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
         raise ConfigError("a text that is written from its end cannot come piece by piece")
     prompts, last, shown = _prompts(lm, [text], how), _closing(lm, how), ""
     for (one,) in continuations(
-        lm.writer, prompts.ids, how, last=last, stop=_stops(lm, stop), sources=prompts.sources
+        lm.writer, prompts.ids, how, last=last, stop=_stops(lm, stop, how), sources=prompts.sources
     ):
         now = _generated(lm, text, one, stop, how).continuation
         # Half a character, or what may become a stop string, waits for the next token.
@@ -106,8 +106,9 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
             shown = now
 
 
-def _stops(lm: LanguageModel, stop: Sequence[str]) -> Stop:
+def _stops(lm: LanguageModel, stop: Sequence[str], how: Decoding) -> Stop:
     def stops(ids: Sequence[int]) -> bool:
+        ids = ids[::-1] if how.backward else ids
         return bool(stop) and any(word in lm.tokenizer.decode(ids) for word in stop)
 
     return stops
@@ -160,7 +161,7 @@ def _generated(
     lm: LanguageModel, text: str, one: Continuation, stop: Sequence[str], how: Decoding
 ) -> Generated:
     if how.backward:
-        return _written_before(lm, text, one)
+        return _written_before(lm, text, one, stop)
     own = isinstance(lm.model, SourceToTarget)  # it does not continue what it reads
     ids = [] if own else lm.tokenizer.encode(text).ids.tolist()
     added = lm.tokenizer.decode([*ids, *one.ids]).removeprefix(lm.tokenizer.decode(ids))
@@ -176,11 +177,16 @@ def _generated(
     )
 
 
-def _written_before(lm: LanguageModel, text: str, one: Continuation) -> Generated:
+def _written_before(
+    lm: LanguageModel, text: str, one: Continuation, stop: Sequence[str]
+) -> Generated:
     ids = one.ids[::-1]
+    added = lm.tokenizer.decode(ids)
+    for word in stop:
+        added = added.rpartition(word)[2]
     return Generated(
         prompt=text,
-        continuation=lm.tokenizer.decode(ids),
+        continuation=added,
         tokens=[lm.tokenizer.token(i) for i in ids],
         log_probabilities=np.array(one.log_probabilities[::-1]),
         ended=one.ended or "length",

@@ -96,14 +96,15 @@ def pretrain(
     """
     prepare_process()
     if start is not None:
-        recipe = recipe.started_from(start.model.config, str(start.path or "a model in memory"))
+        name = str(start.path or "a model in memory")
+        recipe = recipe.started_from(start.model.config, name, start.max_length)
         tokenizer = start.tokenizer
     check_corpus(recipe, corpus)
     if valid is not None:
         check_corpus(recipe, valid)
         check_languages(corpus, valid)
     run = Path(output)
-    ranks, torch_device = join(pick_device(device))
+    ranks, torch_device = _join(recipe, device)
     if ranks.first:
         _prepare(run, recipe, corpus, valid, tokenizer)
     wait(ranks)
@@ -123,6 +124,16 @@ def pretrain(
     return LanguageModel(
         loaded.model.to(torch_device), Tokenizer.load(run), run, record=loaded.firth
     )
+
+
+def _join(recipe: Recipe, device: str) -> tuple[Ranks, torch.device]:
+    ranks, torch_device = join(pick_device(device))
+    if isinstance(recipe.objective, WordContext) and ranks.world > 1:
+        leave()
+        raise ConfigError(
+            "word vectors are trained by the threads of one process; start it without torchrun"
+        )
+    return ranks, torch_device
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -293,6 +304,14 @@ class _How:
     start: LanguageModel | None
 
 
+def _copy_weights(start: nn.Module, model: nn.Module) -> None:
+    """All of them but a pooler that the objective has no use for."""
+    kept = model.state_dict().keys()
+    pooler = ("pooler.weight", "pooler.bias")
+    state = {n: w for n, w in start.state_dict().items() if n in kept or n not in pooler}
+    model.load_state_dict(state)
+
+
 def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) -> None:
     tokenizer = Tokenizer.load(run)
     training, vocabulary = recipe.training, tokenizer.vocabulary
@@ -300,7 +319,7 @@ def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) 
     packed = text["train"].batches(recipe, vocabulary, training.seed)
     model = _new_model(recipe, tokenizer, how.device)
     if how.start is not None:
-        model.load_state_dict(how.start.model.state_dict())
+        _copy_weights(how.start.model, model)
     if how.ranks.first:
         _announce(recipe, model, packed.steps_per_epoch, how.device)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -242,12 +243,10 @@ def _save(job: _Job, learning: Learner, state: dict[str, Any]) -> None:
 
     path = folder / f"step-{state['step']:08d}"
     write_directory(path, fill)
-    before = checkpoint.find(job.run)
     write_text(folder / "last", path.name)
-    if before is not None and before != path:
-        for file in before.iterdir():
-            file.unlink()
-        before.rmdir()
+    for before in folder.glob("step-*"):  # also what a process left that was killed here
+        if before != path:
+            shutil.rmtree(before)
 
 
 def _resume(job: _Job, learning: Learner) -> dict[str, Any]:

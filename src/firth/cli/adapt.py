@@ -80,6 +80,7 @@ def adapt(arguments: Sequence[str]) -> None:
     names = ("text", "text_pair", "label", "kind", "spans", "metric", "quotes", "header")
     given = {n: value for n in names if (value := getattr(options, n)) is not None}
     task = read_task(options.task, **given)
+    test = None if options.test is None else task.read(options.test)  # now, not after training
     adapted = adapt_model(
         lm, task, options.train, options.how, dev=options.dev, seeds=range(options.seeds)
     )
@@ -95,8 +96,8 @@ def adapt(arguments: Sequence[str]) -> None:
         "layer_shares": adapted.layer_shares(),
         "output_layer_shares": adapted.layer_shares("output"),
     }
-    if options.test is not None:
-        result["test"] = adapted.evaluate(options.test).metrics
+    if test is not None:
+        result["test"] = adapted.evaluate(test).metrics
     if options.json:
         print(json.dumps(result))
     else:

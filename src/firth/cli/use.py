@@ -146,7 +146,8 @@ def generate(arguments: Sequence[str]) -> None:
     options = parse(Generate, arguments, "generate")
     model = _load(options.model, options.device)
     settings = {**vars(options.how), "stop": options.stop}
-    if len(options.texts) == 1 and options.how.beams == 1 and not options.json:
+    how = options.how
+    if len(options.texts) == 1 and how.beams == 1 and not (how.backward or options.json):
         (text,) = options.texts
         print(text if model.causal else "", end="", flush=True)
         for piece in model.stream(text, **settings):

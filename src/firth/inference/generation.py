@@ -164,7 +164,9 @@ def penalised(scores: Tensor, history: Iterable[np.ndarray], penalty: float) -> 
         return scores
     scores = scores.clone()
     for row, ids in enumerate(history):
-        seen = torch.from_numpy(np.unique(ids)).to(scores.device)
+        known = np.unique(ids)
+        known = known[known < scores.shape[1]]  # a prompt may hold words that are not predicted
+        seen = torch.from_numpy(known).to(scores.device)
         own = scores[row, seen]
         scores[row, seen] = torch.where(own > 0, own / penalty, own * penalty)
     return scores

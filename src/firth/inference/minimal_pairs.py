@@ -135,7 +135,11 @@ def baseline_differences(
     )
     frequency, conditional = [], []
     for begin in range(0, len(sentences.encodings), CHUNK):
-        ids = sentences.ids(begin, begin + CHUNK)
+        # Words that were never seen have ids of their own; in the counts they are the unknown one.
+        ids = [
+            np.where(one < vocabulary.size, one, vocabulary.unknown)
+            for one in sentences.ids(begin, begin + CHUNK)
+        ]
         ends = np.cumsum([0, *map(len, ids)])
         logs = ngrams.log_probabilities(np.concatenate(ids), ends)
         # fsum, whose result does not depend on the order: other words order, same sum, a tie.

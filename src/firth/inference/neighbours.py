@@ -14,6 +14,9 @@ from firth.inference.isotropy import Isotropy, Remove, number_to_remove
 from firth.inference.word_index import WordIndex
 from firth.inference.word_similarity import Nearest, nearest_words
 
+FEWEST = 10
+"""Static vectors that it takes to estimate their mean, and again for each direction."""
+
 Among = Literal["all", "same", "other"]
 """Which words are looked at: all, occurrences of the word itself, or those of other words."""
 
@@ -173,7 +176,8 @@ def static_neighbours(
     """The words whose mean vectors over the corpus are nearest to that of a word.
 
     A word's static vector is the mean of its vectors in context (Bommasani et al. 2020, section
-    3.2, "aggregated, mean"). They are corrected by mean and directions of their own.
+    3.2, "aggregated, mean"). They are corrected by mean and directions of their own, unless there
+    are too few (`FEWEST`).
 
     Returns:
         Words and cosines; empty where the word is too rare or not indexed.
@@ -185,6 +189,6 @@ def static_neighbours(
     rows = torch.from_numpy(np.array(vectors))
     own = Isotropy.of([rows])
     remove = number_to_remove(directions, index.automatic, len(own.directions))
-    if remove is not None:
+    if remove is not None and len(rows) >= FEWEST * (1 + remove):
         rows = own.correct(rows, remove)
     return nearest_words(rows.numpy(), words, name, top_k)

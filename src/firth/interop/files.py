@@ -27,14 +27,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     Raises:
         ResourceError: if it cannot be written.
     """
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, for one
-            raise OSError(str(error)) from error
-
-    write_file(path, write)
+    write_file(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
 
 
 def refuse_to_overwrite(directory: Path, own: str) -> None:

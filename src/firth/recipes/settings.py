@@ -89,12 +89,20 @@ class Recipe:
     training: Training = field(default_factory=Training)
     start: str | None = None
     """The model that training goes on from; None where it begins with random weights."""
+    start_length: int = 0
+    """The longest sequence that model takes."""
 
     def __post_init__(self) -> None:
         if self.data.max_length > self.model.max_length:
             raise ConfigError(
                 f"data.max_length {self.data.max_length} is more than the model's window "
                 f"(model.max_length {self.model.max_length})"
+            )
+        shortest = 1 if self.data.packing == "streams" else 3 + self.objective.spare
+        if self.data.max_length < shortest:
+            raise ConfigError(
+                f"data.max_length is {self.data.max_length}, expected at least {shortest}: special "
+                "tokens and one of the text"
             )
         if self.training.batch_tokens < self.data.max_length:
             raise ConfigError(
@@ -106,8 +114,9 @@ class Recipe:
     @property
     def max_length(self) -> int:
         """Longest sequence the trained model takes: learned positions must have been trained."""
-        learned = self.model.positions == "learned"
-        return self.data.max_length if learned else self.model.max_length
+        if self.model.positions != "learned":
+            return self.model.max_length
+        return max(self.data.max_length, self.start_length)
 
     def with_settings(self, settings: Mapping[str, Any], *, where: str = "") -> "Recipe":
         """The recipe with other settings; a budget takes the place of the one before.
@@ -128,8 +137,13 @@ class Recipe:
             logger.warning("%s%s has no effect: %s", where and f"{where}: ", setting, reason)
         return changed
 
-    def started_from(self, shape: ModelConfig, name: str) -> "Recipe":
+    def started_from(self, shape: ModelConfig, name: str, max_length: int) -> "Recipe":
         """The recipe for going on from a model: its shape, with the dropouts of this recipe.
+
+        Args:
+            shape: of the model.
+            name: of the model, for the record.
+            max_length: the longest sequence that it takes.
 
         Raises:
             ConfigError: if the recipe trains another kind of model, or word vectors.
@@ -145,7 +159,7 @@ class Recipe:
                 f"{type(shape).__name__}; choose the recipe that it was trained with"
             )
         dropouts = {f.name: getattr(self.model, f.name) for f in fields(shape) if _drops(f.name)}
-        return replace(self, model=replace(shape, **dropouts), start=name)
+        return replace(self, model=replace(shape, **dropouts), start=name, start_length=max_length)
 
     def with_vocabulary(self, size: int) -> "Recipe":
         """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have."""

@@ -16,6 +16,7 @@ from firth.config import suggest
 from firth.errors import ConfigError, DataError
 from firth.protocols import Example, Loss, Report, Scores, Unit
 from firth.tasks import cells, metrics
+from firth.tasks.metrics import COMMON
 from firth.tasks.tables import Column, Quotes, column_number, read_rows
 
 Kind = Literal["single", "multi_label", "regression"]
@@ -33,6 +34,9 @@ METRICS = {
 
 COLLAPSED = 0.01
 """Regression scores with a deviation below this share of the training labels' are constant."""
+
+FEWEST = 20
+"""Fewer examples than this may well get one answer from a good model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,11 @@ class Classification:
     def example(self, text: Any) -> Example:
         """A text (a string or a list of words), or a pair of them where the task is about pairs."""
         if self.text_pair is None:
+            if isinstance(text, tuple) and len(text) == 2 and any(" " in str(one) for one in text):
+                raise ConfigError(
+                    "a pair was given to a task about single texts (the words of one text go in a "
+                    "list); where the model is of pairs, replace its task by one with text_pair set"
+                )
             return Example(texts=(text,))
         if isinstance(text, str) or len(text) != 2:
             raise ConfigError("this task is about pairs of texts: give (first, second) for each")
@@ -116,8 +125,10 @@ class Classification:
         """
         texts = [self.text] if self.text_pair is None else [self.text, self.text_pair]
         columns = [*texts, self.label] if labelled else texts
-        examples = []
-        for row, found in read_rows(path, columns, header=self.header, quotes=self.quotes):
+        examples, header = [], self.header
+        if header is None:  # also where the label, which tells, is not read
+            header = any(column_number(column) is None for column in (*texts, self.label))
+        for row, found in read_rows(path, columns, header=header, quotes=self.quotes):
             where = f"{path}: row {row}"
             words = tuple(cells.parse_text(cell, where) for cell in found[: len(texts)])
             label = self._parse_label(found[-1], where) if labelled else None
@@ -256,11 +267,12 @@ class Classification:
         if not np.isfinite(np.asarray(scores)).all():
             return True
         answers, targets = self._answers(scores), self.targets(examples)
-        if (targets == targets[0]).all():
+        if (targets == targets[0]).all() or len(targets) < FEWEST:
             return False
         if self.kind == "regression":
             return bool(answers.std() < COLLAPSED)
-        return bool((answers == answers[0]).all())
+        right = (targets == answers[0]).reshape(len(targets), -1).all(axis=1).mean()
+        return bool((answers == answers[0]).all() and right < COMMON)
 
     def _answers(self, scores: Scores) -> np.ndarray:
         """(B) int64 class ids, (B, K) booleans, or (B) standardised values."""

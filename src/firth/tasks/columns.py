@@ -97,7 +97,7 @@ def _column_sentences(
                 f"{where}: {len(cells)} cells, expected {width} as in the first row; correct the "
                 "row (cells are separated by tabs where the first row has one, else by spaces)"
             )
-        if not (cells[at[0]] and cells[at[1]]):
+        if not cells[at[0]] or (labelled and not cells[at[1]]):
             raise DataError(f"{where}: an empty word or tag; fill it in, or take the row out")
         first = first if words else number
         words.append(cells[at[0]])
@@ -117,6 +117,7 @@ def _rows(path: Path, conllu: bool) -> Iterator[tuple[int, list[str] | None]]:
             continue
         tabs = "\t" in line if tabs is None else tabs
         cells = line.split("\t") if tabs else re.split("[ \t]+", line.strip(" \t"))
+        cells = [cell.strip(" ") for cell in cells]
         if cells[0] == "-DOCSTART-":
             yield number, None
             continue
@@ -161,6 +162,6 @@ def _json_sentences(path: Path, word: Column, tag: Column, labelled: bool) -> li
             raise DataError(
                 f"{where}: {len(cells[0])} words and {len(cells[1])} tags, expected one tag a word"
             )
-        tags = tuple(cells[1]) if labelled else None
+        tags = tuple(tag.strip() for tag in cells[1]) if labelled else None
         sentences.append(Sentence(number, tuple(cells[0]), tags))
     return sentences

@@ -106,8 +106,19 @@ def _json_rows(path: Path, lines: list[str], columns: Sequence[Column]) -> Itera
 def _split(path: Path, lines: list[str], separator: str, quotes: Quotes) -> list[Row]:
     if quotes == "standard" or (quotes == "auto" and separator == ","):
         return _quoted_rows(path, lines, separator)
-    rows = [Row(i, tuple(line.split(separator))) for i, line in enumerate(lines, 1) if line]
+    cut = [Row(i, tuple(line.split(separator) if line else ())) for i, line in enumerate(lines, 1)]
+    rows = _without_blank(cut)
     return _without_quotes(rows) if quotes == "auto" else rows
+
+
+def _without_blank(rows: list[Row]) -> list[Row]:
+    """The rows that are not blank; in one column those between others are empty texts."""
+    filled = [i for i, row in enumerate(rows) if row.cells]
+    if not filled:
+        return []
+    if len(rows[filled[0]].cells) > 1:
+        return [rows[i] for i in filled]
+    return [Row(row.number, row.cells or ("",)) for row in rows[filled[0] : filled[-1] + 1]]
 
 
 def _quoted_rows(path: Path, lines: list[str], separator: str) -> list[Row]:
@@ -116,15 +127,14 @@ def _quoted_rows(path: Path, lines: list[str], separator: str) -> list[Row]:
     rows, begin = [], 1
     try:
         for cells in reader:
-            if cells:
-                rows.append(Row(begin, tuple(cells)))
+            rows.append(Row(begin, tuple(cells)))
             begin = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
             f"{path}: row {begin}: the quotes are not as in a csv file ({error}); correct them, "
             "or set quotes='literal' if quote characters are ordinary text in this file"
         ) from error
-    return rows
+    return _without_blank(rows)
 
 
 _ENCLOSED = re.compile(r'"(?:[^"]|"")*"')

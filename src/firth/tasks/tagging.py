@@ -17,6 +17,7 @@ from firth.errors import ConfigError, DataError
 from firth.protocols import Example, Loss, Report, Scores, Unit
 from firth.tasks import metrics
 from firth.tasks.columns import read_sentences
+from firth.tasks.metrics import COMMON
 from firth.tasks.spans import Span, find_spans, mark_spans, span_scores
 from firth.tasks.tables import Column
 
@@ -26,10 +27,6 @@ METRICS = {
 }
 """What an evaluation reports of plain tags and of tags that mark spans; the first is the main one
 unless the task names one."""
-
-COMMON = 0.8
-"""One tag for everything is no collapse where it is right for this share of the words: entities are
-rare, and learning begins there."""
 
 SHOWN = 10
 """Errors and confusions in a report's details."""

@@ -64,7 +64,7 @@ def annotator(kind: str, texts: Iterable[str]) -> Annotator:
     if not path.is_file():
         raise DataError(f"data.spans is {kind!r}; expected names, salient, or an existing file")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold other line breaks
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # texts may hold other line breaks
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); convert it first") from error
     return _marked(path, lines) if path.suffix == ".jsonl" else _phrases(path, lines)
@@ -250,19 +250,27 @@ def write_marks(
     Raises:
         DataError: if the texts do not give the tokens that are stored, or no span is in them.
     """
-    marks = b"".join(_marks(texts, find, tokenizer))
-    if needed and OPENS not in marks:
-        raise DataError(
-            "none of the spans of data.spans is in the training text; phrases are found as they "
-            "are written, and spans of a .jsonl file where its text is a whole document "
-            "(--documents line for a sentence a line)"
-        )
-    if len(marks) != shards.num_tokens:
-        raise DataError(
-            f"{path}: the corpus gives {len(marks):,} tokens and {shards.num_tokens:,} are stored; "
-            "delete the folder data of the run and start again"
-        )
-    write_file(path, lambda temporary: temporary.write_bytes(marks), needed=len(marks))
+
+    def write(temporary: Path) -> None:
+        count, found = 0, False
+        with temporary.open("wb") as file:
+            for marks in _marks(texts, find, tokenizer):
+                file.write(marks)
+                count += len(marks)
+                found = found or OPENS in marks
+        if needed and not found:
+            raise DataError(
+                "none of the spans of data.spans is in the training text; phrases are found as "
+                "they are written, and spans of a .jsonl file where its text is a whole document "
+                "(--documents line for a sentence a line)"
+            )
+        if count != shards.num_tokens:
+            raise DataError(
+                f"{path}: the corpus gives {count:,} tokens and {shards.num_tokens:,} are stored; "
+                "delete the folder data of the run and start again"
+            )
+
+    write_file(path, write, needed=shards.num_tokens)
 
 
 def _marks(texts: Iterable[str], find: Annotator, tokenizer: Tokenizer) -> Iterator[bytes]:
@@ -273,7 +281,8 @@ def _marks(texts: Iterable[str], find: Annotator, tokenizer: Tokenizer) -> Itera
             offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
             marks = np.full(len(offsets), OUTSIDE, np.uint8)
             for begin, end in find(text):
-                within = np.flatnonzero((offsets[:, 1] > begin) & (offsets[:, 0] < end))
-                marks[within] = INSIDE
-                marks[within[:1]] = OPENS
+                low = int(np.searchsorted(offsets[:, 1], begin, "right"))
+                high = int(np.searchsorted(offsets[:, 0], end, "left"))
+                marks[low:high] = INSIDE
+                marks[low : min(low + 1, high)] = OPENS
             yield marks.tobytes()

@@ -145,7 +145,7 @@ def _decompress_zst(file: io.BufferedReader, path: Path) -> Iterator[bytes]:
         import zstandard
     except ImportError as error:
         raise missing_extra(path, "zstandard") from error
-    decompressor = zstandard.ZstdDecompressor()
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # that of zstd --long=31
     frame, parts, size = None, [], 0
     try:
         # The input is taken in small bites, because one bite of it may unpack to much more.

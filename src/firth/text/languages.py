@@ -6,6 +6,7 @@ data/train/de/, .../tr/       token files of each (see `firth.text.shards`)
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -94,9 +95,12 @@ class MultilingualCorpus:
         language that is shown least often for its size is shown once. Reads the text twice: the
         sizes are bytes of UTF-8.
         """
-        sizes = [
-            sum(utf8_size(text, i) for i, text in enumerate(corpus)) for _, corpus in self.parts
-        ]
+        sizes = []
+        for name, corpus in self.parts:
+            with _named(name):
+                sizes.append(sum(utf8_size(text, i) for i, text in enumerate(corpus)))
+                if not sizes[-1]:
+                    raise DataError("there is no text; check its files, or leave it out")
         visits = smoothed_shares(sizes, exponent) / (np.array(sizes) / sum(sizes))
         for rate, (_, corpus) in zip((visits / visits.min()).tolist(), self.parts, strict=True):
             for i, text in enumerate(corpus):
@@ -107,6 +111,15 @@ class MultilingualCorpus:
         """About `count` documents, the first of each language."""
         for _, corpus in self.parts:
             yield from islice(corpus, -(-count // len(self.parts)))
+
+
+@contextmanager
+def _named(language: str) -> Iterator[None]:
+    """Says in errors of what language the text is."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"language {language}: {error}") from error
 
 
 class JoinedLanguages:
@@ -196,7 +209,8 @@ def write_languages(corpus: MultilingualCorpus, tokenizer: Tokenizer, folder: Pa
     languages = list(corpus.languages)
     refuse_other_languages(folder, languages)
     for name, documents in corpus.parts:
-        write_shards(documents, tokenizer, folder / name)
+        with _named(name):
+            write_shards(documents, tokenizer, folder / name)
     write_text(folder / LANGUAGES, json.dumps(languages))
 
 

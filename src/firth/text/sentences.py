@@ -5,10 +5,11 @@ import re
 LONGEST = 2000
 """Characters above which a sentence is cut at white space."""
 
+# A run of stops or of white space is looked at from its start alone, or long ones take for ever.
 _CANDIDATE = re.compile(
-    r"""(?P<stop>[.!?…]+["'”’»)\]]*)\s+"""
+    r"""(?<![.!?…])(?P<stop>[.!?…]+["'”’»)\]]*)\s+"""
     r"""|(?P<wide>[。！？।॥]+[」』”’）]*)\s*"""
-    r"""|\s*\n\s*"""
+    r"""|(?<!\s)\s*\n\s*"""
 )
 _TITLES = frozenset(
     ("mr", "mrs", "ms", "dr", "prof", "st", "rev", "gen", "col", "capt", "lt", "vol", "fig", "vs")

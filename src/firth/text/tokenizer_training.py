@@ -67,7 +67,10 @@ def train_backend(
     if not any(map(str.strip, sample)):
         raise DataError("there is no text to train a tokenizer on; check the corpus")
     if kind in ("wordpiece", "unigram"):
-        sample = _without_rare_characters(sample, vocab_size // 2)
+        sample = _without_rare_characters(sample, (vocab_size - len(parts.special)) // 2)
+    if kind == "whitespace":
+        names = "|".join(map(re.escape, parts.special.values()))
+        sample = [re.sub(rf"(?<!\S)(?:{names})(?!\S)", " ", text) for text in sample]
     if kind == "unigram":
         sample = _without_rare_words(sample, min_frequency)
     normalizer = _normalizer(kind, lowercase, strip_accents)

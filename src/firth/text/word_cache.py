@@ -73,6 +73,11 @@ def literal_backend(tokenizer_json: str) -> Tokenizer:
     description = json.loads(tokenizer_json)
     # Without it, offsets are those of the text, untrimmed.
     description["post_processor"] = None
+    model = description["model"]
+    if model["type"] == "WordLevel":  # it would know its special tokens' names as words
+        names = {t["content"] for t in description["added_tokens"]} - {model["unk_token"]}
+        description["added_tokens"] = []
+        model["vocab"] = {f"{w} " if w in names else w: i for w, i in model["vocab"].items()}
     backend = Tokenizer.from_str(json.dumps(description))
     backend.encode_special_tokens = True
     return backend

@@ -163,7 +163,11 @@ class WordReader:
         )
 
     def _normal(self, word: str) -> str:
-        return self._normalizer.normalize_str(word).strip() if self._normalizer else word
+        """The word as the vocabulary has it: without the spaces put around Chinese characters."""
+        if not self._normalizer:
+            return word
+        parts = map(self._normalizer.normalize_str, word.split())
+        return " ".join("".join(part.split()) for part in parts)
 
     def _encoding(
         self, text: str, ids: np.ndarray, offsets: np.ndarray, words: np.ndarray

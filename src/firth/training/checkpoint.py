@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from firth.atomic import need_space, write_directory, write_text
+from firth.atomic import TEMPORARY, need_space, write_directory, write_text
 from firth.errors import CheckpointError
 from firth.training.loop import State
 
@@ -98,7 +98,7 @@ def restore(path: Path, state: State) -> dict[str, Any]:
     """
     record = read_record(path)
     try:
-        state.model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+        _load_parameters(state.model, load_file(path / "model.safetensors"))
         _load_optimizers(state.optimizers, load_file(path / "optimizer.safetensors"))
         if state.average is not None:
             state.average.restore(load_file(path / "average.safetensors"))
@@ -109,6 +109,13 @@ def restore(path: Path, state: State) -> dict[str, Any]:
         raise CheckpointError(f"{path}: does not fit this model and optimizer: {error}") from error
     state.step, state.tokens = record["step"], record["tokens"]
     return record
+
+
+def _load_parameters(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    missing = dict(model.named_parameters()).keys() - saved.keys()
+    unexpected = model.load_state_dict(saved, strict=False).unexpected_keys
+    if missing or unexpected:
+        raise KeyError(f"missing {sorted(missing)}, unexpected {sorted(unexpected)}")
 
 
 def load_weights(path: Path, *, averaged: bool) -> dict[str, Tensor]:
@@ -148,3 +155,5 @@ def _remove_old(folder: Path, keep: int = 2) -> None:
     for path in found[:-keep]:
         if path.name not in kept:
             shutil.rmtree(path)
+    for path in folder.glob(f"step-*{TEMPORARY}"):  # of a process that was killed while it wrote
+        shutil.rmtree(path)

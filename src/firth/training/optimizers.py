@@ -41,10 +41,11 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class Muon:
-    """Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for everything else.
+    """Muon (Jordan et al. 2024) for the matrices between states, AdamW for everything else.
 
     Muon's update is the momentum matrix made orthogonal by five Newton-Schulz steps. Embeddings,
-    an output matrix of its own, tables of distances, biases and norms go to `rest`. The matrices of
+    output matrices, tables of distances, biases and norms go to `rest`; the layers' matrices, and
+    those that a head has before its output, to Muon. The matrices of
     queries, keys and values, which lie in one parameter here, are made orthogonal one by one, as
     are those of a gated feed-forward layer.
     """
@@ -57,7 +58,7 @@ class Muon:
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
         """See `AdamW.build`."""
         named = [(name, p) for name, p in parameters if p.requires_grad]
-        tables = ("embeddings.", "distances.")
+        tables = ("embeddings.", "distances.", "pair_head.")
         matrices = [
             p
             for n, p in named
