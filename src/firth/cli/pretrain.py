@@ -44,8 +44,8 @@ class Options:
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """The run directory."""
     size: str | None = None
-    """tiny 2x128, mini 4x256, small 4x512, medium 8x512, base 12x768, large 24x1024; by default the
-    recipe's (mini for most)."""
+    """tiny 2x128, mini 4x256, small 4x512, medium 8x512, base 12x768, large 24x1024 (recurrent
+    recipes: tiny to base, of their own shapes); by default the recipe's (mini for most)."""
     vocab: int | None = None
     """Tokens in the vocabulary; by default the recipe's (8,192 for most)."""
     config: str | None = None

@@ -44,7 +44,7 @@ class Inspect:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """The whole job on the text that comes with firth, in about four minutes on two cores."""
+    """The whole job on the text that comes with firth, in about five minutes on two cores."""
 
     output: str = "runs/demo"
     minutes: float = 2.0

@@ -71,8 +71,8 @@ def gpt2(size: str = "mini", vocab_size: int = 8192) -> Recipe:
 def gpt1(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     """GPT (Radford et al. 2018, section 4.1) at BERT's sizes.
 
-    Post-norm layers, learned positions, GELU, byte-level BPE, normal 0.02 initialisation, Adam with
-    a cosine decay to zero.
+    Post-norm layers, learned positions, GELU (in its tanh form, as in the program), byte-level BPE,
+    normal 0.02 initialisation, Adam with a cosine decay to zero.
 
     Departures, for small corpora: sequences of 128 tokens instead of 512, batches of 8,192 tokens
     instead of 32,768, a vocabulary of 8,192 instead of 40,000 merges (byte-level, so that nothing
@@ -87,7 +87,7 @@ def gpt1(size: str = "mini", vocab_size: int = 8192) -> Recipe:
             **shape,
             dropout=0.0,
             max_length=512,
-            activation="gelu",
+            activation="gelu_tanh",
             norm="post",
             output_init="plain",
         ),
