@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import firth
+from firth.errors import ConfigError
 from firth.models import Bert
 
 
@@ -47,3 +48,22 @@ def test_a_pooler_is_left_behind_where_nothing_trains_it(tiny_run, corpus, tmp_p
     assert not any("pooler" in name for name in model.model.state_dict())
     moved = model.model.embeddings.tokens.weight - body.embeddings.tokens.weight
     assert moved.abs().max() < 1e-4
+
+
+def test_rows_beyond_the_tokenizer_are_kept(tiny_run, corpus, tmp_path):
+    """As those of T5, whose table was made longer than its vocabulary."""
+    trained = firth.load(tiny_run)
+    size = trained.tokenizer.vocabulary.size
+    body = Bert(replace(trained.model.config, vocab_size=size + 28))
+    start = firth.LanguageModel(body, trained.tokenizer)
+    recipe = firth.recipe("bert", size="tiny").with_settings(QUICK)
+    model = firth.pretrain(recipe, corpus, tmp_path / "run", start=start)
+    assert model.model.config.vocab_size == size + 28
+    short = Bert(replace(trained.model.config, vocab_size=size - 1))
+    with pytest.raises(ConfigError, match=f"{size} tokens, .* and the model {size - 1};"):
+        firth.pretrain(
+            recipe, corpus, tmp_path / "short", start=firth.LanguageModel(short, trained.tokenizer)
+        )
+    wordless = firth.LanguageModel(body, firth.Tokenizer.of_words([]))
+    with pytest.raises(ConfigError, match="has no words"):
+        firth.pretrain(recipe, corpus, tmp_path / "wordless", start=wordless)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from firth.interop.decoders import config_from_decoder
 from firth.interop.huggingface import load_model, save_model
@@ -220,3 +221,17 @@ def test_initialisation_is_that_of_the_table():
         assert model.embeddings.tokens.weight.std() == pytest.approx(0.02, rel=0.05)
         assert layer.attention.out.bias.abs().max() == 0
         assert layer.attention_norm.weight.min() == layer.attention_norm.weight.max() == 1
+
+
+@torch.no_grad()
+def test_an_output_matrix_that_training_changed_is_kept(tmp_path, caplog):
+    """As where LoRA was merged into it; the settings still say that it is the embeddings'."""
+    ours = random_model(SHAPES["gpt2"])
+    save_model(tmp_path, ours, vocabulary=VOCABULARY, firth={})
+    tensors = load_file(tmp_path / "model.safetensors")
+    changed = ours.embeddings.tokens.weight + torch.randn(VOCAB_SIZE, 24)
+    save_file({**tensors, "lm_head.weight": changed}, tmp_path / "model.safetensors")
+    model = load_model(tmp_path).model
+    assert "both are kept" in caplog.text
+    last = model(random_batch()).last
+    assert torch.allclose(model.logits(last), last @ changed.T, atol=1e-4)

@@ -386,3 +386,9 @@ def test_unseen_words_are_the_unknown_one_to_the_baselines(lm, elmo_run):
     found = baseline_differences(sentences, shards, lm.tokenizer)
     assert (found["word frequency"] == 0).all()  # the same words
     assert found["5-gram"][0] == found["5-gram"][1]
+
+
+def test_a_directory_of_elmo_without_its_weights_says_so(tmp_path):
+    (tmp_path / "options.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"found 0 files \*weights.hdf5, expected one"):
+        firth.load(tmp_path)

@@ -1,12 +1,15 @@
 """Encoder-decoders: the numbers of `transformers` and of torch, the cache, files both ways."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import firth
+from firth.errors import UnsupportedError
 from firth.inference.beam_search import beam_search
 from firth.inference.forward import Engine
 from firth.inference.generation import Decoding, continuations
@@ -371,3 +374,15 @@ def test_generation_is_theirs(name, tmp_path):
                 theirs, torch.from_numpy(source), num_beams=4, length_penalty=penalty
             )
             assert one[0].ids == expected
+
+
+def test_a_decoder_that_begins_with_another_token_is_refused(tmp_path, papers):
+    tokenizer = firth.Tokenizer.train(papers[:20], "unigram", 300, sentinels=10)
+    config = replace(SHAPES["v1.0"], vocab_size=tokenizer.vocabulary.size)
+    firth.LanguageModel(random_model(config), tokenizer).save(tmp_path)
+    assert isinstance(firth.load(tmp_path), firth.LanguageModel)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["decoder_start_token_id"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedError, match="decoder_start_token_id"):
+        firth.load(tmp_path)

@@ -11,6 +11,7 @@ import firth
 from firth.adaptation import FineTuning
 from firth.interop.huggingface import load_model, save_model, stock_head
 from firth.models.bert import SIZES, Bert, BertConfig
+from firth.protocols import Batch
 from tests.reference import (
     VOCABULARY,
     distance,
@@ -226,3 +227,20 @@ def test_a_run_is_a_model_there_and_here(name, class_name, papers, tmp_path):
     theirs = output.prediction_logits if class_name == "PreTraining" else output.logits
     ours = firth.load(tmp_path / "run", device="cpu", precision="float32").logits([text])[0]
     assert distance(torch.from_numpy(ours.values), theirs[0]) <= TOLERANCE
+
+
+def test_without_segments_a_pair_is_two_texts_of_the_one_there_is():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=32,
+        num_segments=1,
+    )
+    model = Bert(config).eval()
+    batch = Batch(input_ids=torch.arange(5, 15), starts=torch.tensor([0, 10]))
+    pair = replace(batch, segments=torch.tensor([0] * 5 + [1] * 5))
+    with torch.no_grad():
+        assert torch.equal(model(batch).last, model(pair).last)

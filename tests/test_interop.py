@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from firth.errors import CheckpointError, UnsupportedError
-from firth.interop.huggingface import load_model
+from firth.interop.huggingface import load_model, save_model
 from tests.reference import (
     FAMILIES,
+    VOCABULARY,
     edit_settings,
     encoder_errors,
     padded_and_packed,
@@ -287,3 +288,37 @@ def test_a_setting_that_is_missing(bert):
     (directory / "config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=r"config\.json: no num_attention_heads"):
         load_model(directory)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_encoder_alone_stays_one_when_it_is_saved(family, tmp_path):
+    reference_model("", reference_config(family)).save_pretrained(tmp_path / "theirs")
+    loaded = load_model(tmp_path / "theirs")
+    ours, again = tmp_path / "ours", tmp_path / "own"
+    save_model(ours, loaded.model, vocabulary=VOCABULARY, firth={}, lm_head=loaded.lm_head)
+    assert not load_model(ours).lm_head
+    assert load_model(ours).firth == {}
+    (name,) = json.loads((ours / "config.json").read_text())["architectures"]
+    assert type(transformers.AutoModel.from_pretrained(ours)).__name__ == name
+    save_model(
+        again, loaded.model, vocabulary=VOCABULARY, firth={}, own_form=True, lm_head=loaded.lm_head
+    )
+    assert not load_model(again).lm_head
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_output_matrix_of_its_own_is_refused(family, tmp_path):
+    model = reference_model("MaskedLM", reference_config(family))
+    model.save_pretrained(tmp_path)
+    output = {
+        "bert": "cls.predictions.decoder.weight",
+        "roberta": "lm_head.decoder.weight",
+        "distilbert": "vocab_projector.weight",
+        "modernbert": "decoder.weight",
+    }[family]
+    table = model.get_input_embeddings().weight.detach().clone()
+    edit_tensors(tmp_path, lambda tensors: {**tensors, output: table.clone()})
+    assert load_model(tmp_path).lm_head
+    edit_tensors(tmp_path, lambda tensors: {**tensors, output: table + 1})
+    with pytest.raises(UnsupportedError, match="output matrix of its own"):
+        load_model(tmp_path)

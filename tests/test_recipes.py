@@ -10,7 +10,7 @@ import firth
 from firth.errors import ConfigError
 from firth.models import Bert, build
 from firth.recipes import RECIPES
-from firth.training import BUDGETS
+from firth.training import BUDGETS, SGD
 
 
 @pytest.mark.parametrize(
@@ -180,3 +180,11 @@ def test_another_tokenizer_in_an_existing_run_is_refused(papers, tmp_path):
 def test_a_sequence_must_hold_a_token_of_the_text(name, length):
     with pytest.raises(ConfigError, match=rf"data.max_length is {length}, expected at least"):
         firth.recipe(name, size="tiny").with_settings({"data.max_length": length})
+
+
+def test_the_order_of_groups_and_single_settings_does_not_matter():
+    single, group = {"training.optimizer.lr": 5.0}, {"training.optimizer": {"type": "SGD"}}
+    one = firth.recipe("bert").with_settings({**single, **group})
+    assert one == firth.recipe("bert").with_settings({**group, **single})
+    assert one.training.optimizer == SGD(lr=5.0)
+    assert group == {"training.optimizer": {"type": "SGD"}}

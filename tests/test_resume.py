@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import firth
+from firth.atomic import write_text
+from firth.device import pick_device
 from firth.errors import CheckpointError, ConfigError, ResourceError
 from firth.training import State, Training, checkpoint
 from firth.training.tracking import read_metrics
@@ -202,3 +204,14 @@ def test_a_write_that_fails_gives_advice(tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match=r"could not be written: .*File too large"):
         checkpoint.save(tmp_path, State.begin(tiny_bert(), Training()), {})
     assert checkpoint.find(tmp_path) is None
+
+
+def test_what_went_wrong_is_said_though_clearing_up_fails_too(tmp_path):
+    with pytest.raises(ResourceError, match="could not be written"):
+        write_text(tmp_path / ("a" * 300), "text")
+
+
+def test_devices_that_nothing_supports_are_refused():
+    for name in ("mps", "meta", "nothing"):
+        with pytest.raises(ConfigError, match="expected auto, cpu or cuda"):
+            pick_device(name)

@@ -298,3 +298,10 @@ def test_a_dictionary_of_parallel_text(shared):
     assert {("mann", "man"), ("hund", "dog"), ("und", "and"), ("wasser", "water")} <= set(pairs)
     with pytest.raises(DataError, match="as many"):
         build_dictionary(sides[0], sides[1][:-1])
+
+
+def test_the_last_ending_tells_text_from_binary(tmp_path, vectors):
+    for name in ("v.bin.txt", "v.txt", "v.bin"):
+        write_word_vectors(tmp_path / name, WORDS, vectors)
+        assert read_word_vectors(tmp_path / name)[0] == WORDS
+    assert (tmp_path / "v.bin.txt").read_bytes() == (tmp_path / "v.txt").read_bytes()

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -41,7 +41,8 @@ def write_file(
             sync(temporary)
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the disk says so again, and the advice above it would be lost
+            temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 
@@ -56,9 +57,9 @@ def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:
     path = Path(path)
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
         with resource_errors(path):
+            temporary.mkdir(parents=True)
             fill(temporary)
             for file in temporary.iterdir():
                 sync(file)

@@ -86,18 +86,25 @@ def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted paths as dictionaries: ``{"training.steps": 5}`` as ``{"training": {"steps": 5}}``."""
     tree: dict[str, Any] = {}
     for path, value in changes.items():
-        *parents, name = path.split(".")
-        inner = tree
-        for depth, parent in enumerate(parents, 1):
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                group = ".".join(parents[:depth])
-                raise ConfigError(
-                    f"{group} is given as {inner!r} and as a group of settings ({path}); to choose "
-                    f"a class give {group}.type"
-                )
-        inner[name] = value
+        for part in reversed(path.split(".")):
+            value = {part: value}
+        _join(tree, value, "")
     return tree
+
+
+def _join(tree: dict[str, Any], data: Mapping[str, Any], place: str) -> None:
+    """Adds settings to others in place, whichever of both are groups."""
+    for key, value in data.items():
+        if key in tree and isinstance(tree[key], dict) != isinstance(value, Mapping):
+            single = value if isinstance(tree[key], dict) else tree[key]
+            raise ConfigError(
+                f"{place}{key} is given as {single!r} and as a group of settings; to choose a "
+                f"class give {place}{key}.type"
+            )
+        if isinstance(value, Mapping):
+            _join(tree.setdefault(key, {}), value, f"{place}{key}.")
+        else:
+            tree[key] = value
 
 
 def _lay(tree: dict[str, Any], data: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`; "auto" takes the first CUDA device, else the CPU.
 
     Raises:
+        ConfigError: for another kind of device than CPU and CUDA.
         UnsupportedError: if the device is not there.
     """
     if name == "auto":
@@ -50,8 +51,12 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name!r} is unknown; expected auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not supported; expected auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError(f"device {name!r}: no CUDA device was found; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnsupportedError(f"device {name!r}: there are {torch.cuda.device_count()} of them")
     return device
 
 

@@ -9,8 +9,10 @@ from firth.api.pretraining import pretrain
 from firth.api.word_vectors import load_word_vectors
 from firth.device import Precision, pick_device, prepare_process
 from firth.errors import CheckpointError
-from firth.interop.allennlp import read_elmo, weights_of
+from firth.interop.allennlp import is_published_elmo, read_elmo
 from firth.interop.huggingface import load_model
+from firth.interop.t5 import check_decoder_start
+from firth.models import SourceToTarget
 from firth.text.tokenizers import Tokenizer
 
 
@@ -38,7 +40,7 @@ def load(
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; expected a run or a model directory")
     prepare_process()
-    if weights_of(path) is not None:
+    if is_published_elmo(path):
         elmo = read_elmo(path).to(pick_device(device))
         return LanguageModel(elmo, Tokenizer.of_words([]), path, precision, lm_head=False)
     loaded = load_model(path)
@@ -48,6 +50,8 @@ def load(
     if loaded.head is not None or (path / RECORD).is_file():
         return adapted_from(loaded, path, precision)
     tokenizer = Tokenizer.load(path)
+    if isinstance(loaded.model, SourceToTarget):
+        check_decoder_start(path, tokenizer.vocabulary)
     return LanguageModel(loaded.model, tokenizer, path, precision, loaded.firth, loaded.lm_head)
 
 

@@ -19,7 +19,7 @@ from firth.api.language_model import show_words
 from firth.atomic import write_file, write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.device import Precision
-from firth.errors import CheckpointError, ConfigError
+from firth.errors import CheckpointError, ConfigError, UnsupportedError
 from firth.inference.forward import Engine
 from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import (
@@ -184,6 +184,11 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
         assert loaded.head is not None
         kinds: dict[str, Kind] = {name: kind for kind, name in _PROBLEM_TYPES.items()}
         kind = kinds[loaded.problem_type or "single_label_classification"]
+        if kind == "regression" and loaded.head.out.out_features != 1:
+            raise UnsupportedError(
+                f"{path}: a regression of {loaded.head.out.out_features} values at once; a task "
+                "here has one"
+            )
         return AdaptedModel(
             AdaptedNetwork(loaded.model, loaded.head).eval(),
             Classification(kind=kind, labels=loaded.labels if kind != "regression" else ()),

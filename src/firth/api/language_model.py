@@ -346,12 +346,9 @@ class LanguageModel:
         path = Path(directory)
         refuse_to_overwrite(path, "config.json")
         path.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(
-            path,
-            model_max_length=self.max_length,
-            segments=self.model.config.num_segments > 0,
-        )
-        save_model(path, self.model, vocabulary=self.tokenizer.vocabulary, firth=self.record)
+        segments, ids = self.model.config.num_segments > 0, self.tokenizer.vocabulary
+        self.tokenizer.save(path, model_max_length=self.max_length, segments=segments)
+        save_model(path, self.model, vocabulary=ids, firth=self.record, lm_head=self.lm_head)
 
     def require_context(self, use: str) -> None:
         """Refuses a use that needs predictions from context, where the model has none."""

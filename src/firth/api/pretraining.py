@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from firth import __version__
+from firth.api.continuing import copy_weights, own_tokenizer
 from firth.api.language_model import LanguageModel, show_words
 from firth.api.model_card import is_recurrent, model_card
 from firth.api.static_training import train_static
@@ -98,7 +99,7 @@ def pretrain(
     if start is not None:
         name = str(start.path or "a model in memory")
         recipe = recipe.started_from(start.model.config, name, start.max_length)
-        tokenizer = start.tokenizer
+        tokenizer = own_tokenizer(start, name)
     check_corpus(recipe, corpus)
     if valid is not None:
         check_corpus(recipe, valid)
@@ -304,14 +305,6 @@ class _How:
     start: LanguageModel | None
 
 
-def _copy_weights(start: nn.Module, model: nn.Module) -> None:
-    """All of them but a pooler that the objective has no use for."""
-    kept = model.state_dict().keys()
-    pooler = ("pooler.weight", "pooler.bias")
-    state = {n: w for n, w in start.state_dict().items() if n in kept or n not in pooler}
-    model.load_state_dict(state)
-
-
 def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) -> None:
     tokenizer = Tokenizer.load(run)
     training, vocabulary = recipe.training, tokenizer.vocabulary
@@ -319,7 +312,7 @@ def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) 
     packed = text["train"].batches(recipe, vocabulary, training.seed)
     model = _new_model(recipe, tokenizer, how.device)
     if how.start is not None:
-        _copy_weights(how.start.model, model)
+        copy_weights(how.start.model, model)
     if how.ranks.first:
         _announce(recipe, model, packed.steps_per_epoch, how.device)
 

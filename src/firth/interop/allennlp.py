@@ -23,12 +23,9 @@ _SPECIAL = 5
 """Entries of a vocabulary without words."""
 
 
-def weights_of(directory: Path) -> Path | None:
-    """The weights beside an `options.json`, or None where the directory is no ELMo."""
-    if not (directory / OPTIONS).is_file():
-        return None
-    found = sorted(directory.glob(f"*{_WEIGHTS}"))
-    return found[0] if len(found) == 1 else None
+def is_published_elmo(directory: Path) -> bool:
+    """Whether a directory is one in the form in which ELMo was published."""
+    return (directory / OPTIONS).is_file() and not (directory / "config.json").is_file()
 
 
 def read_elmo(directory: Path) -> Elmo:
@@ -38,9 +35,12 @@ def read_elmo(directory: Path) -> Elmo:
         CheckpointError: if a weight is missing or of another shape.
         UnsupportedError: without the package h5py, or for a network without characters.
     """
-    path = weights_of(directory)
-    if path is None:
-        raise CheckpointError(f"{directory}: expected one {OPTIONS} and one file *{_WEIGHTS}")
+    found = sorted(directory.glob(f"*{_WEIGHTS}"))
+    if len(found) != 1 or not (directory / OPTIONS).is_file():
+        raise CheckpointError(
+            f"{directory}: found {len(found)} files *{_WEIGHTS}, expected one beside {OPTIONS}"
+        )
+    (path,) = found
     config = _config(read_json(directory / OPTIONS), str(directory / OPTIONS))
     with _h5py().File(path, "r") as file:
         tensors = _our_tensors(config, file, path)

@@ -237,6 +237,14 @@ def decoder_tensors(
     return tensors
 
 
+def has_own_output(family: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file has an output matrix other than that of the embeddings."""
+    (full,) = expand(_NAMES[family], "embeddings.tokens.weight")
+    embeddings = tensors.get(full, tensors.get(full.removeprefix(_PREFIX[family])))
+    head = tensors.get("lm_head.weight")
+    return head is not None and embeddings is not None and not torch.equal(head, embeddings)
+
+
 def state_from_decoder(
     family: str,
     config: GPTConfig,

@@ -1,5 +1,6 @@
 """Models that generate text, decoders and T5, in the directories of `transformers`."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from firth.interop.decoders import (
     decoder_family,
     decoder_settings,
     decoder_tensors,
+    has_own_output,
     state_from_decoder,
 )
 from firth.interop.files import read_tensors
@@ -23,6 +25,8 @@ from firth.models import LanguageModelNetwork, ModelConfig, build
 from firth.models.encoder_decoder import EncoderDecoderConfig
 from firth.models.gpt import GPTConfig
 from firth.protocols import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 GENERATORS = {**DECODERS, "t5": T5_CLASS}
 """Family (their `model_type`) to its class with a language-model head."""
@@ -63,6 +67,11 @@ def read_generator(
         config = config_from_t5(settings, tensors, where=where)
     else:
         config = config_from_decoder(family, settings, where=where)
+        if config.tied and has_own_output(family, tensors):
+            logger.warning(
+                "%s: the output matrix is not that of the embeddings; both are kept", where
+            )
+            config = replace(config, tied=False)
     if block:
         ours = from_dict(type(config), block.pop("model"), where=where)
         block.pop("head")

@@ -22,7 +22,7 @@ from firth.config import from_dict, read_json, to_dict
 from firth.errors import CheckpointError, ConfigError, UnsupportedError
 from firth.interop.files import WEIGHTS, match_tensors, read_tensors, write_tensors
 from firth.interop.generators import GENERATORS, generator_form, read_generator
-from firth.interop.names import canonical_names, stock_names
+from firth.interop.names import known_tensors, stock_names
 from firth.interop.stock import (
     ALIASES,
     ARCHITECTURES,
@@ -66,15 +66,6 @@ _CONFIG = "config.json"
 
 _READABLE = re.compile(r"(Model|ForMaskedLM|ForPreTraining|ForSequenceClassification)$")
 
-_REPEATED = re.compile(
-    r"(position_ids|token_type_ids|inv_freq|decoder\.weight|vocab_projector\.weight"
-    r"|(predictions|lm_head)\.decoder\.bias)$"
-)
-"""Tensors that follow from the settings, the output matrix (the input's), a bias's second name."""
-
-_UNUSED = re.compile(r"^roberta\.pooler\.")
-"""RoBERTa's pooler, which nothing trains."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
@@ -104,6 +95,7 @@ def save_model(
     labels: tuple[str, ...] = (),
     problem_type: ProblemType | None = None,
     own_form: bool = False,
+    lm_head: bool = True,
 ) -> None:
     """Writes `config.json` and `model.safetensors` (float32), each replaced in one step.
 
@@ -123,6 +115,8 @@ def save_model(
         problem_type: what the head's scores mean.
         own_form: write our own form even where there is a stock class, because the scores need more
             than model and head (a layer mix, say) and that class would give other ones.
+        lm_head: False for a model whose language-model head was never trained: it is left out of
+            the form of `transformers`, and known as such when our own is read.
 
     Raises:
         ConfigError: if there are not as many labels as outputs.
@@ -135,11 +129,12 @@ def save_model(
     }
     settings, tensors = {"model_type": "firth"}, state
     if not own_form and loads_in_transformers(config, head, vocabulary):
-        settings, tensors = _stock_form(config, state, head, vocabulary)
+        settings, tensors = _stock_form(config, state, head, vocabulary, lm_head)
     if head is not None:
         settings |= _label_settings(head.out.out_features, labels, problem_type)
     form = None if head is None else head_settings(head)
-    settings |= {"firth": {**firth, "model": to_dict(config), "head": form}}
+    untrained = {} if lm_head else {"lm_head": False}
+    settings |= {"firth": {**firth, "model": to_dict(config), "head": form, **untrained}}
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory / WEIGHTS, tensors)
@@ -147,7 +142,11 @@ def save_model(
 
 
 def _stock_form(
-    config: ModelConfig, state: Mapping[str, Tensor], head: SequenceHead | None, ids: Vocabulary
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    head: SequenceHead | None,
+    ids: Vocabulary,
+    lm_head: bool,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors as the family's class has them."""
     if isinstance(config, GPTConfig | EncoderDecoderConfig):
@@ -155,7 +154,11 @@ def _stock_form(
     assert isinstance(config, BertConfig)
     family = stock_family(config)
     assert family is not None
-    return _stock_settings(family, config, head, ids), _stock_tensors(family, state)
+    settings = _stock_settings(family, config, head, ids)
+    if head is None and not lm_head:
+        settings["architectures"] = [ARCHITECTURES[family] + "Model"]
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    return settings, _stock_tensors(family, state)
 
 
 def _state(model: nn.Module, head: SequenceHead | None) -> dict[str, Tensor]:
@@ -254,7 +257,7 @@ def _load_native(directory: Path, settings: Mapping[str, Any]) -> LoadedModel:
     block = dict(settings["firth"])
     shape = block.pop("model")
     config = from_dict(MODELS[shape["type"]][0], shape, where=str(directory / _CONFIG))
-    form = block.pop("head")
+    form, lm_head = block.pop("head"), block.pop("lm_head", True)
     tensors = read_tensors(directory)
     with torch.device("meta"):
         model = build(config, pooler="pooler.weight" in tensors)
@@ -267,7 +270,7 @@ def _load_native(directory: Path, settings: Mapping[str, Any]) -> LoadedModel:
         **_read_labels(settings, head),
         firth=block,
         family=None,
-        lm_head=True,
+        lm_head=lm_head,
     )
 
 
@@ -285,7 +288,7 @@ def _load_generator(directory: Path, settings: Mapping[str, Any], family: str) -
 
 def _load_stock(directory: Path, settings: Mapping[str, Any], family: str) -> LoadedModel:
     config, block = _stock_config(directory, settings, family)
-    tensors = _known_tensors(family, directory)
+    tensors = known_tensors(family, directory)
 
     def find(name: str) -> Tensor | None:
         return tensors.get(stock_names(family, name)[0])
@@ -329,23 +332,10 @@ def _stock_config(
         # the block into a model of another shape (one with more tokens, say): then it is stale.
         ours = from_dict(BertConfig, block.pop("model"), where=where)
         block.pop("head")
+        block.pop("lm_head", None)  # the tensors tell
         if stock_settings(family, ours) == stock_settings(family, config):
             config = ours
     return config, block
-
-
-def _known_tensors(family: str, directory: Path) -> dict[str, Tensor]:
-    """The tensors by their full names, less those that repeat others or are not used."""
-    tensors = read_tensors(directory)
-    known, unused = {}, []
-    for name, full in canonical_names(family, tensors).items():
-        if _UNUSED.search(full):
-            unused.append(name)
-        elif not _REPEATED.search(full):
-            known[full] = tensors[name]
-    if unused:
-        logger.info("%s: not used: %s", directory, ", ".join(sorted(unused)))
-    return known
 
 
 def _fill(

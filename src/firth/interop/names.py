@@ -5,8 +5,18 @@ matrix here, so where theirs are three the value is a tuple, in that order along
 dimension. A sequence head's modules stand under `sequence_head`.
 """
 
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from firth.errors import UnsupportedError
+from firth.interop.files import read_tensors
+
+logger = logging.getLogger(__name__)
 
 Names = dict[str, str | tuple[str, ...]]
 
@@ -96,6 +106,15 @@ PREFIXES = {
 }
 """What stands before the encoder's tensors, except in a file that holds the encoder alone."""
 
+_REPEATED = re.compile(
+    r"(position_ids|token_type_ids|inv_freq|decoder\.weight|vocab_projector\.weight"
+    r"|(predictions|lm_head)\.decoder\.bias)$"
+)
+"""Tensors that follow from the settings, the output matrix (the input's), a bias's second name."""
+
+_UNUSED = re.compile(r"^roberta\.pooler\.")
+"""RoBERTa's pooler, which nothing trains."""
+
 
 def stock_names(family: str, parameter: str) -> tuple[str, ...]:
     """Their name, or three names, for our `parameter` (``layers.3.attention.qkv.weight``)."""
@@ -130,3 +149,31 @@ def canonical_names(family: str, names: Iterable[str]) -> dict[str, str]:
         )
         for name in names
     }
+
+
+def known_tensors(family: str, directory: Path) -> dict[str, Tensor]:
+    """The tensors by their full names, less those that repeat others or are not used."""
+    tensors = read_tensors(directory)
+    known, unused = {}, []
+    names = canonical_names(family, tensors)
+    _refuse_own_output(family, {full: tensors[name] for name, full in names.items()}, directory)
+    for name, full in names.items():
+        if _UNUSED.search(full):
+            unused.append(name)
+        elif not _REPEATED.search(full):
+            known[full] = tensors[name]
+    if unused:
+        logger.info("%s: not used: %s", directory, ", ".join(sorted(unused)))
+    return known
+
+
+def _refuse_own_output(family: str, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Encoders here score tokens with the matrix of the embeddings alone."""
+    (embeddings,) = stock_names(family, "embeddings.tokens.weight")
+    for name, tensor in tensors.items():
+        ends = name.endswith(("decoder.weight", "vocab_projector.weight"))
+        if ends and embeddings in tensors and not torch.equal(tensor, tensors[embeddings]):
+            raise UnsupportedError(
+                f"{directory}: {name} is an output matrix of its own, and encoders here have that "
+                "of the embeddings; load the encoder alone with transformers.AutoModel, and save it"
+            )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firth.config import read_json
 from firth.errors import CheckpointError, UnsupportedError
 from firth.interop.files import match_tensors
 from firth.interop.names import Names, expand
@@ -166,6 +167,20 @@ def config_from_t5(
         tied=_output_is_embedding(tensors),
         scale_outputs=bool(scaled),
     )
+
+
+def check_decoder_start(directory: Path, vocabulary: Vocabulary) -> None:
+    """Refuses a T5 whose decoder begins with another token than its tokenizer's first.
+
+    Raises:
+        UnsupportedError: if it does.
+    """
+    start = read_json(directory / "config.json").get("decoder_start_token_id")
+    if start is not None and start != vocabulary.first:
+        raise UnsupportedError(
+            f"{directory}: the decoder begins with token {start} (decoder_start_token_id), and a "
+            f"text of its tokenizer with {vocabulary.first}; models where they differ are not read"
+        )
 
 
 def _output_is_embedding(tensors: Mapping[str, Tensor]) -> bool:

@@ -45,7 +45,7 @@ def write_word_vectors(path: str | Path, words: Sequence[str], vectors: np.ndarr
         if not word or any(character.isspace() for character in word):
             raise DataError(f"{path}: the word {word!r} cannot be written; leave it out")
     vectors = np.ascontiguousarray(vectors, "<f4")
-    binary = Path(path).suffix == ".bin"
+    binary = _is_binary(Path(path))
 
     def fill(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -72,8 +72,7 @@ def read_word_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
         UnsupportedError: for fastText's own .bin, which is a model.
     """
     path = Path(path)
-    binary = ".bin" in path.suffixes[-2:]
-    words, vectors = _read_binary(path) if binary else _read_text(path)
+    words, vectors = _read_binary(path) if _is_binary(path) else _read_text(path)
     if not words:
         raise DataError(f"{path}: no word vectors in it")
     first = dict[str, int]()
@@ -83,6 +82,12 @@ def read_word_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
         logger.warning("%s: %d words stand there twice", path, len(words) - len(first))
         words, vectors = list(first), vectors[list(first.values())]
     return words, vectors
+
+
+def _is_binary(path: Path) -> bool:
+    """By its name, in which .gz or .zst may follow."""
+    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
+    return suffixes[-1:] == [".bin"]
 
 
 def _read_text(path: Path) -> tuple[list[str], np.ndarray]:

@@ -127,7 +127,7 @@ class BertEmbeddings(nn.Module):
             x = x + self.positions(positions + self.offset)
         if self.segments is not None:
             segments = batch.segments
-            none = segments is None
+            none = segments is None or self.segments.num_embeddings == 1
             x = x + (self.segments.weight[0] if none else self.segments(F.pad(segments, spare)))
         x = self.norm(x)
         dtype = activation_dtype(x.device) if self.low_precision else None

@@ -162,8 +162,13 @@ class Recipe:
         return replace(self, model=replace(shape, **dropouts), start=name, start_length=max_length)
 
     def with_vocabulary(self, size: int) -> "Recipe":
-        """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have."""
+        """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have.
+
+        A model to go on from keeps what rows its table has beyond them.
+        """
         model = self.model
+        if self.start is not None:
+            return replace(self, tokenizer=replace(self.tokenizer, vocab_size=size))
         if isinstance(model, ElmoConfig):
             model = replace(model, output_size=min(size, model.output_size), vocab_size=size)
         return replace(

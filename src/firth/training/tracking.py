@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from firth.atomic import write_text
 from firth.errors import UnsupportedError
 
 
@@ -15,8 +16,7 @@ class Tracker:
         """Opens the record; rows after `from_step`, of a lost continuation, are dropped."""
         self.path = run / "metrics.jsonl"
         kept = [row for row in read_metrics(run) if row["step"] <= from_step]
-        with self.path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a", encoding="utf-8")
         self._board = _summary_writer(run) if tensorboard else None
 
