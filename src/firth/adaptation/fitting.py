@@ -67,7 +67,7 @@ def check_settings(adaptation: object) -> None:
             expected = f"at least {_LEAST[name]}"
         elif name in _MORE_THAN_ZERO and value is not None and value <= 0:
             expected = "more than 0"
-        elif name in _SHARES and not 0 <= value < 1:
+        elif name in _SHARES and not (value is not None and 0 <= value < 1):
             expected = "a share, at least 0 and below 1"
         if expected:
             raise ConfigError(f"{name} is {value}, expected {expected}")

@@ -126,8 +126,8 @@ class BertEmbeddings(nn.Module):
         if self.positions is not None:
             x = x + self.positions(positions + self.offset)
         if self.segments is not None:
-            segments = batch.segments
-            none = segments is None or self.segments.num_embeddings == 1
+            segments = batch.segments if self.segments.num_embeddings > 1 else None
+            none = segments is None
             x = x + (self.segments.weight[0] if none else self.segments(F.pad(segments, spare)))
         x = self.norm(x)
         dtype = activation_dtype(x.device) if self.low_precision else None
