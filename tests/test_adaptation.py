@@ -336,6 +336,24 @@ def test_without_restarts_a_degenerate_seed_is_reported_and_not_chosen(lm, stuck
     assert adapted.evaluate(dev).score > 0.9
 
 
+def test_an_interruption_keeps_the_seeds_that_are_finished(lm, monkeypatch, caplog):
+    original, interrupted = FineTuning.fit, {2}
+
+    def fit(self, network, task, train, dev, seed):
+        if seed in interrupted:
+            raise KeyboardInterrupt
+        return original(self, network, task, train, dev, seed)
+
+    monkeypatch.setattr(FineTuning, "fit", fit)
+    train, dev = examples_of("single", 0, 60), examples_of("single", 1, 20)
+    how = replace(FINE, epochs=1)
+    adapted = firth.adapt(lm, task_of("single"), train, how, dev=dev, seeds=(0, 1, 2, 3))
+    assert [seed.seed for seed in adapted.seeds] == [0, 1]
+    assert "interrupted in seed 2; 2 before it are kept" in caplog.text
+    with pytest.raises(KeyboardInterrupt):
+        firth.adapt(lm, task_of("single"), train, how, dev=dev, seeds=(2, 3))
+
+
 def test_if_every_run_is_degenerate_training_has_diverged(lm, stuck_seeds):
     stuck_seeds |= {0, 1000}
     train, dev = examples_of("single", 0, 60), examples_of("single", 1, 20)

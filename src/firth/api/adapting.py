@@ -41,6 +41,8 @@ def adapt(
 ) -> AdaptedModel:
     """Teaches a copy of a language model a task; the model itself stays as it was.
 
+    Ctrl-C ends training; where seeds are finished, the best of them is given all the same.
+
     Args:
         lm: the language model.
         task: what to learn; its labels are fixed from the training examples.
@@ -73,7 +75,7 @@ def adapt(
     parts = (EncodedExamples.of(p, lm.tokenizer, length, task.unit) for p in (train, dev))
     seen, held_out = (adaptation.prepare(make, part) for part in parts)
     data = _Data((list(train), seen), (list(dev), held_out))
-    results = [_fit_seed(lm, task, data, adaptation, seed) for seed in seeds]
+    results = _fit_seeds(lm, task, data, adaptation, seeds)
     if all(fitted.degenerate for fitted in results):
         raise DivergedError(
             f"every run was degenerate (dev {results[0].report.main} "
@@ -113,6 +115,21 @@ def _network(lm: LanguageModel, task: AnyTask, adaptation: Adaptation, seed: int
     head = family_head(lm.model, task, adaptation)
     network = adaptation.network(lm.model, head, seed)
     return network.to(next(lm.model.parameters()).device)
+
+
+def _fit_seeds(
+    lm: LanguageModel, task: AnyTask, data: _Data, adaptation: Adaptation, seeds: Sequence[int]
+) -> list[Fitted]:
+    results: list[Fitted] = []
+    for seed in seeds:
+        try:
+            results.append(_fit_seed(lm, task, data, adaptation, seed))
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            logger.warning("interrupted in seed %d; %d before it are kept", seed, len(results))
+            break
+    return results
 
 
 def _fit_seed(
