@@ -592,6 +592,7 @@ def test_labels_are_read_from_files(lm, tmp_path):
         (Frozen, "dropout", 1.0),
         (firth.GradualUnfreezing, "max_length", 2),
         (firth.GradualUnfreezing, "lr", 0.0),
+        (firth.GradualUnfreezing, "ratio", 0.5),
     ],
 )
 def test_settings_that_cannot_train_are_refused(how, name, value):

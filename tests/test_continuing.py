@@ -59,6 +59,9 @@ def test_rows_beyond_the_tokenizer_are_kept(tiny_run, corpus, tmp_path):
     recipe = firth.recipe("bert", size="tiny").with_settings(QUICK)
     model = firth.pretrain(recipe, corpus, tmp_path / "run", start=start)
     assert model.model.config.vocab_size == size + 28
+    with torch.no_grad():
+        model.model.head.bias[size:] = 50.0  # what no token has is never chosen
+    assert len(model.fill(f"the {model.tokenizer.token(4)} of", top_k=5)) == 5
     short = Bert(replace(trained.model.config, vocab_size=size - 1))
     with pytest.raises(ConfigError, match=f"{size} tokens, .* and the model {size - 1};"):
         firth.pretrain(

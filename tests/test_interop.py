@@ -299,7 +299,12 @@ def test_an_encoder_alone_stays_one_when_it_is_saved(family, tmp_path):
     assert not load_model(ours).lm_head
     assert load_model(ours).firth == {}
     (name,) = json.loads((ours / "config.json").read_text())["architectures"]
-    assert type(transformers.AutoModel.from_pretrained(ours)).__name__ == name
+    theirs = transformers.AutoModel.from_pretrained(ours).eval()
+    assert type(theirs).__name__ == name
+    _, packed = padded_and_packed()
+    with torch.no_grad():
+        wanted = theirs(input_ids=packed.input_ids[:30][None]).last_hidden_state[0]
+        assert (loaded.model(packed).last[:30] - wanted).abs().max() <= 1e-5
     save_model(
         again, loaded.model, vocabulary=VOCABULARY, firth={}, own_form=True, lm_head=loaded.lm_head
     )

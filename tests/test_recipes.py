@@ -182,6 +182,11 @@ def test_a_sequence_must_hold_a_token_of_the_text(name, length):
         firth.recipe(name, size="tiny").with_settings({"data.max_length": length})
 
 
+def test_the_window_of_a_start_needs_one():
+    with pytest.raises(ConfigError, match="there is none"):
+        firth.recipe("bert").with_settings({"start_length": 400})
+
+
 def test_the_order_of_groups_and_single_settings_does_not_matter():
     single, group = {"training.optimizer.lr": 5.0}, {"training.optimizer": {"type": "SGD"}}
     one = firth.recipe("bert").with_settings({**single, **group})

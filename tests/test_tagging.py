@@ -949,8 +949,8 @@ def test_the_command_line_prints_both_mixes(papers, tmp_path, tiny_run, capsys):
     assert "unknown setting 'kind' of Tagging" in capsys.readouterr().err
 
 
-def test_blanks_around_cells_do_not_count(tmp_path):
-    path = write(tmp_path / "a.tsv", "Runs \tB-PER \nfar\t O\n")
+def test_blanks_around_tags_do_not_count(tmp_path):
+    path = write(tmp_path / "a.tsv", "Runs\tB-PER \nfar\t O\n")
     assert read_sentences(path, labelled=True) == [(1, ("Runs", "far"), ("B-PER", "O"))]
     first_empty = write(tmp_path / "b.tsv", "\tRuns\tO\n\tfar\tO\n")
     assert read_sentences(first_empty, 2, labelled=False) == [(1, ("Runs", "far"), None)]

@@ -14,6 +14,7 @@ from firth.errors import CheckpointError, ConfigError, DataError
 from firth.text.tokenizer_training import _steady, sample_documents
 from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
+from firth.text.word_cache import WordCache, literal_backend
 
 KINDS = ("wordpiece", "bpe", "unigram", "word", "whitespace")
 WHOLE_WORDS = ("word", "whitespace")
@@ -460,3 +461,17 @@ def test_chinese_words_of_a_list_are_one_word():
     tokenizer.open()
     ids = tokenizer.encode(["北京", "New York"], special_tokens=False).ids
     assert [tokenizer.token(int(i)) for i in ids] == ["北京", "New York"]
+
+
+def test_added_words_are_read_in_documents_and_old_files_load(tmp_path):
+    tokenizer = Tokenizer.train(DOCUMENTS, "whitespace", 400)
+    description = json.loads(tokenizer.to_json())
+    word = {**description["added_tokens"][0], "id": tokenizer.vocabulary.size, "content": "<ent>"}
+    description["added_tokens"].append({**word, "special": False})
+    literal = literal_backend(json.dumps(description))
+    assert word["id"] in literal.encode("a <ent> b", add_special_tokens=False).ids
+    pieces = json.loads(Tokenizer.train(DOCUMENTS, "bpe", 400).to_json())
+    del pieces["model"]["type"]
+    for part in (pieces["pre_tokenizer"], *pieces["pre_tokenizer"].get("pretokenizers", ())):
+        part.pop("use_regex", None)
+    assert len(WordCache(json.dumps(pieces)).encode(["The tide"]).ids) > 1

@@ -41,7 +41,7 @@ class Fitted:
 
 
 _LEAST = {
-    "min_steps": 1,
+    "min_steps": 0,
     "batch_size": 1,
     "hidden_size": 1,
     "num_layers": 1,
@@ -50,9 +50,11 @@ _LEAST = {
     "max_length": 3,
     "weight_decay": 0,
     "mix_penalty": 0,
+    "warmup": 0,
+    "cut": 0,
+    "ratio": 1,
 }
-_MORE_THAN_ZERO = ("epochs", "lr", "decay", "ratio")
-_SHARES = ("dropout", "warmup", "cut")
+_MORE_THAN_ZERO = ("epochs", "lr", "decay")
 
 
 def check_settings(adaptation: object) -> None:
@@ -67,7 +69,7 @@ def check_settings(adaptation: object) -> None:
             expected = f"at least {_LEAST[name]}"
         elif name in _MORE_THAN_ZERO and value is not None and value <= 0:
             expected = "more than 0"
-        elif name in _SHARES and not (value is not None and 0 <= value < 1):
+        elif name == "dropout" and not 0 <= value < 1:
             expected = "a share, at least 0 and below 1"
         if expected:
             raise ConfigError(f"{name} is {value}, expected {expected}")

@@ -63,7 +63,10 @@ def adapt(
         found = seeds if isinstance(seeds, int) else "empty"
         raise ConfigError(f"seeds is {found}; expected a sequence of at least one, as (0, 1, 2)")
     adaptation = adaptation or FineTuning()
-    train = task.read(train) if isinstance(train, (str, Path)) else list(train)
+    if isinstance(train, (str, Path)):
+        train = task.read(train)
+        task = task.with_header() if isinstance(task, Classification) else task
+    train = list(train)
     dev = task.read(dev) if isinstance(dev, (str, Path)) else dev
     if dev is None:
         train, dev = _hold_out(train)

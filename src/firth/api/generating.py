@@ -80,6 +80,7 @@ def _generate(
     ends: dict[str, Any] = {
         "last": _closing(lm, how),
         "stop": _stops(lm, stop, how),
+        "size": lm.tokenizer.vocabulary.size,
         "sources": part.sources,
     }
     if how.beams > 1:
@@ -94,9 +95,15 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
         raise ConfigError("a text that comes piece by piece has one beam; leave beams at 1")
     if how.backward:
         raise ConfigError("a text that is written from its end cannot come piece by piece")
-    prompts, last, shown = _prompts(lm, [text], how), _closing(lm, how), ""
+    prompts, shown = _prompts(lm, [text], how), ""
     for (one,) in continuations(
-        lm.writer, prompts.ids, how, last=last, stop=_stops(lm, stop, how), sources=prompts.sources
+        lm.writer,
+        prompts.ids,
+        how,
+        last=_closing(lm, how),
+        stop=_stops(lm, stop, how),
+        size=lm.tokenizer.vocabulary.size,
+        sources=prompts.sources,
     ):
         now = _generated(lm, text, one, stop, how).continuation
         # Half a character, or what may become a stop string, waits for the next token.

@@ -77,6 +77,7 @@ def continuations(
     *,
     last: int,
     stop: Stop,
+    size: int | None = None,
     sources: Sequence[np.ndarray] | None = None,
     places: Sequence[int] | None = None,
 ) -> Iterator[list[Continuation]]:
@@ -91,6 +92,7 @@ def continuations(
         how: the choice of tokens.
         last: the closing token.
         stop: ends a text early.
+        size: of the tokenizer's vocabulary, where the model may have rows that no token has.
         sources: token ids of what an encoder reads, one for each prompt.
         places: of the prompts in the list they were given in; by default they are that list.
 
@@ -100,7 +102,7 @@ def continuations(
     room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
     found = [Continuation() for _ in prompts]
     randoms = [np.random.default_rng((how.seed, i)) for i in places or range(len(prompts))]
-    reader = Reader(engine, prompts, room, sources, backward=how.backward)
+    reader = Reader(engine, prompts, room, sources, size=size, backward=how.backward)
     alive = list(range(len(prompts)))
     while alive:
         scores = reader.scores
@@ -182,10 +184,11 @@ class Reader:
         room: int,
         sources: Sequence[np.ndarray] | None = None,
         *,
+        size: int | None = None,
         backward: bool = False,
     ) -> None:
         """Reads the prompts; `backward` ones come in that order."""
-        self.engine = engine
+        self.engine, self.size = engine, size
         engine.model.eval()
         self.how = {"backward": True} if backward else {}
         self.cache: Cache = engine.model.new_cache(room, **self.how)  # type: ignore[operator]
@@ -208,4 +211,5 @@ class Reader:
         with torch.inference_mode(), computing(engine.dtype, engine.device):
             last = engine.model(batch.to(engine.device), cache=self.cache).last
             states = last if at is None else last[at]
-            return engine.model.logits(states, **self.how).float()  # type: ignore[operator]
+            logits = engine.model.logits(states, **self.how)  # type: ignore[operator]
+            return logits[:, : self.size].float()

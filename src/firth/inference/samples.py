@@ -39,7 +39,14 @@ def continued_texts(
     halves = [ids[: max(1, len(ids) // 2)] for ids in texts]
     prompts = [np.concatenate([[vocabulary.first], ids]) for ids in halves]
     how = Decoding(max_tokens=max_tokens)
-    *_, found = continuations(engine, prompts, how, last=vocabulary.last, stop=lambda _: False)
+    *_, found = continuations(
+        engine,
+        prompts,
+        how,
+        last=vocabulary.last,
+        stop=lambda _: False,
+        size=vocabulary.size,
+    )
     return [
         _one_line(f"{tokenizer.decode(half.tolist())}  ->  {tokenizer.decode(one.ids)}")
         for half, one in zip(halves, found, strict=True)
@@ -58,6 +65,7 @@ def written_texts(
         Decoding(max_tokens=max_tokens),
         last=vocabulary.last,
         stop=lambda _: False,
+        size=vocabulary.size,
         sources=closed,
     )
     return [

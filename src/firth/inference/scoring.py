@@ -102,6 +102,7 @@ def fill(
         states = blank_states(engine.model, batch, at, vocabulary)
         logits = blank_scores(engine.model, states)
         logits[:, [i for i in vocabulary.special if i < logits.shape[1]]] = -torch.inf
+        logits[:, vocabulary.size :] = -torch.inf  # rows that no token has
         best = torch.softmax(logits, dim=-1).topk(count)
         owners = torch.bucketize(at.cpu(), batch.starts, right=True) - 1
         return owners, best.values, best.indices

@@ -109,7 +109,8 @@ def save_model(
         directory: made if it is not there.
         model: the encoder or decoder.
         vocabulary: ids of the special tokens.
-        firth: kept in the settings as it is; the keys "model" and "head" are taken.
+        firth: kept in the settings as it is; the keys "model", "head" and
+            "lm_head" are taken.
         head: the sequence head, if there is one.
         labels: names of the head's outputs, in order.
         problem_type: what the head's scores mean.
@@ -280,9 +281,9 @@ def _load_generator(directory: Path, settings: Mapping[str, Any], family: str) -
         model=model,
         head=None,
         **_read_labels(settings, None),
+        lm_head=block.pop("lm_head", True),
         firth=block,
         family=family,
-        lm_head=True,
     )
 
 

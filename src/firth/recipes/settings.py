@@ -93,6 +93,11 @@ class Recipe:
     """The longest sequence that model takes."""
 
     def __post_init__(self) -> None:
+        if self.start_length and self.start is None:
+            raise ConfigError(
+                "start_length is that of the model that training goes on from, and there is none; "
+                "leave it out (data.max_length is the longest sequence)"
+            )
         if self.data.max_length > self.model.max_length:
             raise ConfigError(
                 f"data.max_length {self.data.max_length} is more than the model's window "

@@ -35,9 +35,6 @@ METRICS = {
 COLLAPSED = 0.01
 """Regression scores with a deviation below this share of the training labels' are constant."""
 
-FEWEST = 20
-"""Fewer examples than this may well get one answer from a good model."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -102,7 +99,7 @@ class Classification:
     def example(self, text: Any) -> Example:
         """A text (a string or a list of words), or a pair of them where the task is about pairs."""
         if self.text_pair is None:
-            if isinstance(text, tuple) and len(text) == 2 and any(" " in str(one) for one in text):
+            if isinstance(text, tuple) and len(text) == 2 and all(" " in str(one) for one in text):
                 raise ConfigError(
                     "a pair was given to a task about single texts (the words of one text go in a "
                     "list); where the model is of pairs, replace its task by one with text_pair set"
@@ -125,10 +122,8 @@ class Classification:
         """
         texts = [self.text] if self.text_pair is None else [self.text, self.text_pair]
         columns = [*texts, self.label] if labelled else texts
-        examples, header = [], self.header
-        if header is None:  # also where the label, which tells, is not read
-            header = any(column_number(column) is None for column in (*texts, self.label))
-        for row, found in read_rows(path, columns, header=header, quotes=self.quotes):
+        examples = []
+        for row, found in read_rows(path, columns, header=self.header, quotes=self.quotes):
             where = f"{path}: row {row}"
             words = tuple(cells.parse_text(cell, where) for cell in found[: len(texts)])
             label = self._parse_label(found[-1], where) if labelled else None
@@ -137,6 +132,14 @@ class Classification:
         if labelled and numbered and self.header is None and self.kind == "single":
             _check_first_row(path, examples)
         return examples
+
+    def with_header(self) -> "Classification":
+        """The same task, for files that begin as the labelled one did, though no label is read."""
+        if self.header is not None:
+            return self
+        columns = (self.text, self.text_pair, self.label)
+        named = (column_number(one) is None for one in columns if one is not None)
+        return replace(self, header=any(named))
 
     def fit_labels(self, examples: Sequence[Example]) -> "Classification":
         """The same task with its classes, or shift and scale of a regression, from training data.
@@ -267,7 +270,7 @@ class Classification:
         if not np.isfinite(np.asarray(scores)).all():
             return True
         answers, targets = self._answers(scores), self.targets(examples)
-        if (targets == targets[0]).all() or len(targets) < FEWEST:
+        if (targets == targets[0]).all():
             return False
         if self.kind == "regression":
             return bool(answers.std() < COLLAPSED)

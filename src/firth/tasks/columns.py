@@ -97,11 +97,12 @@ def _column_sentences(
                 f"{where}: {len(cells)} cells, expected {width} as in the first row; correct the "
                 "row (cells are separated by tabs where the first row has one, else by spaces)"
             )
-        if not cells[at[0]] or (labelled and not cells[at[1]]):
+        tag = cells[at[1]].strip(" ") if labelled else ""
+        if not cells[at[0]] or (labelled and not tag):
             raise DataError(f"{where}: an empty word or tag; fill it in, or take the row out")
         first = first if words else number
         words.append(cells[at[0]])
-        tags.append(cells[at[1]])
+        tags.append(tag)
     return sentences
 
 
@@ -117,7 +118,6 @@ def _rows(path: Path, conllu: bool) -> Iterator[tuple[int, list[str] | None]]:
             continue
         tabs = "\t" in line if tabs is None else tabs
         cells = line.split("\t") if tabs else re.split("[ \t]+", line.strip(" \t"))
-        cells = [cell.strip(" ") for cell in cells]
         if cells[0] == "-DOCSTART-":
             yield number, None
             continue

@@ -38,7 +38,8 @@ def read_rows(
 ) -> list[Row]:
     """The cells of `columns` in every row of a .csv, .tsv or .jsonl file, also .gz or .zst.
 
-    Empty lines are skipped. All rows of a csv or tsv file must have as many cells as its first.
+    Empty lines are skipped, but for those between the rows of a single column, which are empty
+    texts. All rows of a csv or tsv file must have as many cells as its first.
 
     Args:
         path: the file, in UTF-8 with or without a byte-order mark.

@@ -74,9 +74,10 @@ def literal_backend(tokenizer_json: str) -> Tokenizer:
     # Without it, offsets are those of the text, untrimmed.
     description["post_processor"] = None
     model = description["model"]
-    if model["type"] == "WordLevel":  # it would know its special tokens' names as words
-        names = {t["content"] for t in description["added_tokens"]} - {model["unk_token"]}
-        description["added_tokens"] = []
+    if model.get("type") == "WordLevel":  # it would know its special tokens' names as words
+        added = description["added_tokens"]
+        names = {token["content"] for token in added if token["special"]} - {model["unk_token"]}
+        description["added_tokens"] = [token for token in added if not token["special"]]
         model["vocab"] = {f"{w} " if w in names else w: i for w, i in model["vocab"].items()}
     backend = Tokenizer.from_str(json.dumps(description))
     backend.encode_special_tokens = True
@@ -176,7 +177,7 @@ def _chunker(description: dict[str, Any]) -> Callable[[str], list[str]] | None:
     normalizers = {part["type"] for part in _parts(description["normalizer"], "normalizers")}
     first, *others = _parts(description["pre_tokenizer"], "pretokenizers") or [{"type": "none"}]
     if first["type"] == "ByteLevel":
-        plain = first["use_regex"] and not first["add_prefix_space"] and not others
+        plain = first.get("use_regex", True) and not first["add_prefix_space"] and not others
         return BYTE_LEVEL_CHUNKS.findall if plain and normalizers <= CHARACTER_WISE else None
     if first["type"] in SPLITTERS and normalizers <= WORD_WISE:
         return _words if all(map(_stays_within_words, others)) else None
