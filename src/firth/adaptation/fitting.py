@@ -65,9 +65,11 @@ def check_settings(adaptation: object) -> None:
     """
     for name, value in vars(adaptation).items():
         expected = None
+        if value is None:
+            continue
         if name in _LEAST and value < _LEAST[name]:
             expected = f"at least {_LEAST[name]}"
-        elif name in _MORE_THAN_ZERO and value is not None and value <= 0:
+        elif name in _MORE_THAN_ZERO and value <= 0:
             expected = "more than 0"
         elif name == "dropout" and not 0 <= value < 1:
             expected = "a share, at least 0 and below 1"
