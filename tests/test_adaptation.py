@@ -603,3 +603,13 @@ def test_settings_that_cannot_train_are_refused(how, name, value):
 def test_no_dev_examples_are_refused(lm):
     with pytest.raises(DataError, match="no dev examples"):
         firth.adapt(lm, task_of("single"), examples_of("single", 0, 40), dev=[])
+
+
+def test_files_to_predict_begin_as_the_labelled_one_did(lm, tmp_path):
+    rows = [f"{e.texts[0]}\t{e.label}" for e in examples_of("single", 0, 40)]
+    (tmp_path / "train.tsv").write_text("\n".join(["sentence\tclass", *rows]) + "\n")
+    (tmp_path / "new.tsv").write_text("sentence\tclass\na text\t?\n")
+    task = Classification(text=1, label="class")
+    adapted = firth.adapt(lm, task, tmp_path / "train.tsv", replace(FROZEN, epochs=1))
+    (only,) = adapted.task.read(tmp_path / "new.tsv", labelled=False)
+    assert only.texts == ("a text",)

@@ -63,21 +63,15 @@ def adapt(
         found = seeds if isinstance(seeds, int) else "empty"
         raise ConfigError(f"seeds is {found}; expected a sequence of at least one, as (0, 1, 2)")
     adaptation = adaptation or FineTuning()
-    if isinstance(train, (str, Path)):
-        train = task.read(train)
-        task = task.with_header() if isinstance(task, Classification) else task
-    train = list(train)
-    dev = task.read(dev) if isinstance(dev, (str, Path)) else dev
-    if dev is None:
-        train, dev = _hold_out(train)
-    if not (train and dev):
-        raise DataError("there are no training examples, or no dev examples; give some of each")
+    of_file = isinstance(train, (str, Path))
+    train, dev = _parts(task, train, dev)
+    task = task.with_header() if of_file and isinstance(task, Classification) else task
     task = _with_labels(task, train, dev)
     length = min(adaptation.max_length, lm.max_length)
     make = partial(_network, lm, task, adaptation, seeds[0])
     parts = (EncodedExamples.of(p, lm.tokenizer, length, task.unit) for p in (train, dev))
     seen, held_out = (adaptation.prepare(make, part) for part in parts)
-    data = _Data((list(train), seen), (list(dev), held_out))
+    data = _Data((train, seen), (dev, held_out))
     results = _fit_seeds(lm, task, data, adaptation, seeds)
     if all(fitted.degenerate for fitted in results):
         raise DivergedError(
@@ -96,6 +90,21 @@ def adapt(
         tuple(map(_seed_result, results)),
         lm.precision,
     )
+
+
+def _parts(
+    task: AnyTask,
+    train: Sequence[Example] | str | Path,
+    dev: Sequence[Example] | str | Path | None,
+) -> tuple[list[Example], list[Example]]:
+    """The examples to train on, and those of dev, which may have to be held out."""
+    train = task.read(train) if isinstance(train, (str, Path)) else list(train)
+    dev = task.read(dev) if isinstance(dev, (str, Path)) else dev
+    if dev is None:
+        train, dev = _hold_out(train)
+    if not (train and dev):
+        raise DataError("there are no training examples, or no dev examples; give some of each")
+    return train, list(dev)
 
 
 def _seed_result(fitted: Fitted) -> SeedResult:

@@ -89,11 +89,11 @@ class Recipe:
     training: Training = field(default_factory=Training)
     start: str | None = None
     """The model that training goes on from; None where it begins with random weights."""
-    start_length: int = 0
+    start_length: int | None = None
     """The longest sequence that model takes."""
 
     def __post_init__(self) -> None:
-        if self.start_length and self.start is None:
+        if self.start_length is not None and self.start is None:
             raise ConfigError(
                 "start_length is that of the model that training goes on from, and there is none; "
                 "leave it out (data.max_length is the longest sequence)"
@@ -121,7 +121,7 @@ class Recipe:
         """Longest sequence the trained model takes: learned positions must have been trained."""
         if self.model.positions != "learned":
             return self.model.max_length
-        return max(self.data.max_length, self.start_length)
+        return max(self.data.max_length, self.start_length or 0)
 
     def with_settings(self, settings: Mapping[str, Any], *, where: str = "") -> "Recipe":
         """The recipe with other settings; a budget takes the place of the one before.
