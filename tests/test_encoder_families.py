@@ -231,15 +231,7 @@ def test_a_run_is_a_model_there_and_here(name, class_name, papers, tmp_path):
 
 def test_without_segments_a_pair_is_two_texts_of_the_one_there_is():
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        intermediate_size=32,
-        num_segments=1,
-    )
-    model = Bert(config).eval()
+    model = Bert(replace(SHAPE, num_segments=1)).eval()
     batch = Batch(input_ids=torch.arange(5, 15), starts=torch.tensor([0, 10]))
     pair = replace(batch, segments=torch.tensor([0] * 5 + [1] * 5))
     with torch.no_grad():
