@@ -264,3 +264,18 @@ def test_what_a_decoder_cannot_do_and_an_encoder_neither(lm, tiny_run):
         lm.generate("word " * 100)
     with pytest.raises(ConfigError, match="beams"):
         next(lm.stream("The", beams=2))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_rows_that_no_token_has_are_never_written(lm, beams):
+    """A table may be longer than the vocabulary, as T5's is."""
+    size = lm.tokenizer.vocabulary.size
+    model = random_model(replace(lm.model.config, vocab_size=size + 20))
+    with torch.no_grad():
+        model.embeddings.tokens.weight[size:] *= 100  # else they would hardly ever be the best
+    long = firth.LanguageModel(model, lm.tokenizer, precision="float32")
+    assert len(long.generate("The results", max_tokens=8, beams=beams).tokens) > 0
+    hidden = long.hidden_states(["The results"])[0].values[-1]
+    with torch.no_grad():
+        best = model.logits(torch.from_numpy(np.asarray(hidden))).argmax(1)
+    assert (best >= size).any()
