@@ -80,6 +80,8 @@ def test_code_of_a_page_runs(page, tmp_path, monkeypatch, request, papers):
     for block in runnable:
         above = "\n" * (block.line - 1)  # so that a traceback names the line of the page
         exec(compile(above + block.code, page, "exec"), namespace)
+    homes = [getattr(one, "__module__", getattr(one, "__name__", "")) for one in namespace.values()]
+    assert any(str(home).startswith("firth") for home in homes), "no code of firth was run"
 
 
 def stand_in(folder: Path, papers: list[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import firth
 from firth.errors import CheckpointError, UnsupportedError
 from firth.interop.huggingface import load_model, save_model
 from tests.reference import (
@@ -327,3 +328,11 @@ def test_an_output_matrix_of_its_own_is_refused(family, tmp_path):
     edit_tensors(tmp_path, lambda tensors: {**tensors, output: table + 1})
     with pytest.raises(UnsupportedError, match="output matrix of its own"):
         load_model(tmp_path)
+
+
+def test_a_regression_of_several_values_is_refused(tmp_path):
+    config = reference_config("bert", num_labels=3, problem_type="regression")
+    reference_model("SequenceClassification", config).save_pretrained(tmp_path)
+    firth.Tokenizer.train(["the tide turns"] * 3, "wordpiece", 100).save(tmp_path)
+    with pytest.raises(UnsupportedError, match="regression of 3 values"):
+        firth.load(tmp_path)
