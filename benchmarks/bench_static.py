@@ -156,12 +156,10 @@ def gensim(pace: Pace, system: str, threads: int, quick: bool) -> None:
     if system == "fastText":
         given["bucket"] = BUCKETS
     made = FastText if system == "fastText" else Word2Vec
-    model = made(**given)
-    model.build_vocab(sentences)
     pace.start(tokens=sum(map(len, sentences)))
     for seed in range(1 << 30):
-        model.seed = seed
-        model.init_weights()
+        model = made(**given, seed=seed)  # `init_weights` would go on from the vectors of before
+        model.build_vocab(sentences)
         begin = time.perf_counter()
         model.train(sentences, total_examples=len(sentences), epochs=EPOCHS)
         seconds = time.perf_counter() - begin

@@ -343,7 +343,7 @@ def test_attention_learns_to_reverse_and_generation_is_teacher_forcing(name, ste
     engine = Engine.of(model, "float32", 64)
     closed = [np.array([VOCABULARY.first, *one, VOCABULARY.last]) for one in sources]
     prompts = [np.array([VOCABULARY.first])] * len(closed)
-    settings = {"last": VOCABULARY.last, "stop": lambda _: False, "sources": closed}
+    settings = {"last": VOCABULARY.last, "stop": lambda *_: False, "sources": closed}
     *_, found = continuations(engine, prompts, Decoding(max_tokens=12), **settings)
     right = sum(
         one.ids == source[::-1].tolist() for one, source in zip(found, sources, strict=True)

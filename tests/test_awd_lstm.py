@@ -12,6 +12,7 @@ import firth
 from firth.errors import ConfigError, DataError, UnsupportedError
 from firth.models import AWDLSTM, AWDLSTMConfig
 from firth.objectives import CausalLM
+from firth.objectives.causal import _jumps
 from firth.protocols import Batch
 from firth.text.batches import ObjectiveBatches
 from firth.text.streams import StreamedSequences
@@ -388,3 +389,12 @@ def test_the_command_line_writes_in_both_directions(lm):
     written = good("generate", lm.path, "the results of", "--max-tokens", "4", *backward)
     assert written.strip().endswith("the results of") == bool(backward)
     assert written.strip().startswith("the results of") != bool(backward)
+
+
+def test_sequences_of_one_token_have_no_jumps():
+    """TAR is a mean over neighbours; without any it is nothing, not NaN."""
+    states = torch.randn(3, 4)
+    assert _jumps(states, torch.tensor([0, 1, 2, 3])) == 0
+    assert _jumps(states, torch.tensor([0, 2, 3])) == pytest.approx(
+        (states[1] - states[0]).square().mean().item()
+    )

@@ -219,6 +219,8 @@ def test_initialisation_is_that_of_the_table():
         assert layer.feed_forward.down.weight.std() == pytest.approx(out, rel=0.05)
         assert layer.attention.qkv.weight.std() == pytest.approx(0.02, rel=0.05)
         assert model.embeddings.tokens.weight.std() == pytest.approx(0.02, rel=0.05)
+        places = model.embeddings.positions.weight.std()
+        assert places == pytest.approx(0.02 if how == "plain" else 0.01, rel=0.05)
         assert layer.attention.out.bias.abs().max() == 0
         assert layer.attention_norm.weight.min() == layer.attention_norm.weight.max() == 1
 

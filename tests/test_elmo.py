@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import firth
 from firth.errors import CheckpointError, UnsupportedError
@@ -16,11 +17,14 @@ from firth.inference.minimal_pairs import baseline_differences, encode_pairs
 from firth.interop.allennlp import read_elmo, write_elmo
 from firth.models import Elmo, ElmoConfig
 from firth.models.characters import CharacterEncoder, Spellings
+from firth.models.elmo import BiLayer
+from firth.models.recurrence import Steps
 from firth.models.sampled_softmax import log_uniform_counts, log_uniform_sample, sampled_loss
 from firth.objectives import BidirectionalLM
 from firth.protocols import Batch
 from firth.text.batches import PackedSequences
 from firth.text.words import Words
+from firth.training import Adagrad
 from tests.sources import VOCABULARY, ListSource, sequences_of
 
 h5py = pytest.importorskip("h5py")
@@ -392,3 +396,37 @@ def test_a_directory_of_elmo_without_its_weights_says_so(tmp_path):
     (tmp_path / "options.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"found 0 files \*weights.hdf5, expected one"):
         firth.load(tmp_path)
+
+
+def test_adagrad_is_that_of_the_program():
+    """bilm-tf: sums from 1, gradients of 20 times the loss, clipped at a norm of 10."""
+    torch.manual_seed(0)
+    gradients = torch.randn(5, 7) * torch.tensor([0.01, 3.0, 0.1, 0.02, 0.3])[:, None]
+    parameter = nn.Parameter(torch.zeros(7))
+    (ours,) = Adagrad().build([("w", parameter)])
+    theirs, squares = torch.zeros(7), torch.ones(7)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_([parameter], 0.5)
+        ours.step()
+        large = 20 * gradient
+        large = large * min(1.0, 10 / large.norm().item())
+        squares += large.square()
+        theirs -= 0.2 * large / squares.sqrt()
+        torch.testing.assert_close(parameter.detach(), theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_residual_adds_what_the_layer_reads():
+    """Dropout included, as in bilm-tf (`DropoutWrapper` round `ResidualWrapper`)."""
+    config = ElmoConfig(
+        vocab_size=9, output_size=9, projection_size=4, cell_size=6, filters=((1, 4),), dropout=0.5
+    )
+    layer = BiLayer(config, residual=True).train()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    x = torch.ones(6, 4)
+    steps = [Steps.of(torch.tensor([0, 6]), x.device, reverse=reverse) for reverse in (False, True)]
+    outputs, _ = layer([x, x], steps, [None, None])
+    for output in outputs:
+        assert set(output.flatten().tolist()) == {0.0, 2.0}

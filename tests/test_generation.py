@@ -26,7 +26,7 @@ def engine_of(model: GPT) -> Engine:
 
 def run(engine: Engine, prompts: list[np.ndarray], **settings):
     how = Decoding(**settings)
-    *_, found = continuations(engine, prompts, how, last=LAST, stop=lambda _: False)
+    *_, found = continuations(engine, prompts, how, last=LAST, stop=lambda *_: False)
     return found
 
 
@@ -46,14 +46,20 @@ def test_greedy_is_the_best_token_of_a_model_without_a_cache(name):
         assert len(found.log_probabilities) == len(found.ids) + (found.ended == "end")
 
 
-def their_ids(model: GPT, tmp_path, prompt: np.ndarray, **settings) -> list[int]:
+def their_ids(
+    model: GPT, tmp_path, prompt: np.ndarray, max_tokens: int = 12, **settings
+) -> list[int]:
     from firth.interop.huggingface import save_model
 
     save_model(tmp_path, model, vocabulary=VOCABULARY, firth={})
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.from_numpy(prompt)[None]
     out = theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, **settings
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        **settings,
     )
     new = out[0, len(prompt) :].tolist()
     return new[: new.index(LAST)] if LAST in new else new
@@ -77,6 +83,29 @@ def test_beam_search_is_that_of_transformers(name, length_penalty, tmp_path):
         ((best, *_),) = beam_search(engine_of(model), [prompt], how, last=LAST)
         theirs = their_ids(model, tmp_path, prompt, num_beams=4, length_penalty=length_penalty)
         assert best.ids == theirs
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_hypotheses_that_close_are_ranked_as_in_transformers(length_penalty, tmp_path):
+    """The closing token is likely: beams fill with closed texts, before the room ends and at it."""
+    ends = set()
+    for level in (4.0, 5.0):
+        model = random_model(replace(SHAPES["gpt2"], tied=False))
+        with torch.no_grad():  # one entry of the last state is 1, and gives the token its score
+            model.head.weight.mul_(4)
+            model.final_norm.weight[0], model.final_norm.bias[0] = 0.0, 1.0
+            model.head.weight[:, 0] = model.head.weight[LAST] = 0.0
+            model.head.weight[LAST, 0] = level
+        for room in (4, 8):
+            how = Decoding(max_tokens=room, beams=3, length_penalty=length_penalty)
+            for prompt in PROMPTS:
+                ((best, *others),) = beam_search(engine_of(model), [prompt], how, last=LAST)
+                settings = {"num_beams": 3, "length_penalty": length_penalty}
+                assert best.ids == their_ids(model, tmp_path, prompt, room, **settings)
+                ends.add((best.ended, *(one.ended for one in others)))
+    assert ("end", "end", "end") in ends
+    # Without a penalty for length a longer text is never better than a closed one.
+    assert length_penalty == 0 or any("length" in one and "end" in one for one in ends)
 
 
 def test_wide_beams_find_the_most_probable_text():
@@ -146,7 +175,7 @@ def test_stop_and_room_end_a_text():
     wanted = whole.ids[3]
     first = whole.ids.index(wanted)
     *_, (stopped,) = continuations(
-        engine, PROMPTS[:1], how, last=LAST, stop=lambda ids: ids[-1] == wanted
+        engine, PROMPTS[:1], how, last=LAST, stop=lambda _, ids: ids[-1] == wanted
     )
     assert stopped.ids == whole.ids[: first + 1]
     assert stopped.ended == "stop"
@@ -179,20 +208,30 @@ def test_stop_ends_a_hypothesis_of_beam_search():
     how = Decoding(max_tokens=8, beams=3)
     ((free, *_),) = beam_search(engine, PROMPTS[:1], how, last=LAST)
     wanted = free.ids[3]
-    (found,) = beam_search(engine, PROMPTS[:1], how, last=LAST, stop=lambda ids: ids[-1] == wanted)
+    (found,) = beam_search(
+        engine, PROMPTS[:1], how, last=LAST, stop=lambda _, ids: ids[-1] == wanted
+    )
     stopped = [one for one in found if one.ended == "stop"]
     assert stopped
     assert all(one.ids.index(wanted) == len(one.ids) - 1 for one in stopped)
     assert all(wanted not in one.ids for one in found if one.ended != "stop")
     scores = [sum(one.log_probabilities) / (len(one.ids) + (one.ended == "end")) for one in found]
     assert scores == sorted(scores, reverse=True)
-    everything = beam_search(engine, PROMPTS[:1], how, last=LAST, stop=lambda ids: True)
+    everything = beam_search(engine, PROMPTS[:1], how, last=LAST, stop=lambda *_: True)
     assert [len(one.ids) for one in everything[0]] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0.0}, {"beams": 2, "temperature": 1.0}],
+    [
+        {"max_tokens": 0},
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"beams": 2, "temperature": 1.0},
+        {"seed": -1},
+        {"repetition_penalty": float("nan")},
+    ],
 )
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong)) + "|beam"):
@@ -222,6 +261,51 @@ def test_texts_come_whole_or_piece_by_piece(lm):
     assert "".join(lm.stream("The results", max_tokens=20, temperature=0.7, stop=[stop])) == (
         cut.continuation
     )
+
+
+@pytest.mark.parametrize("stop", ["END", [""], ["a", ""]])
+def test_stop_strings_that_stop_at_anything_are_refused(stop, lm):
+    for use in (lm.generate, lambda *a, **how: list(lm.stream(*a, **how))):
+        with pytest.raises(ConfigError, match="expected a list of strings"):
+            use("The results", max_tokens=4, stop=stop)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
+def test_stop_strings_are_looked_for_where_they_are_cut(kind, papers):
+    """The space between prompt and continuation counts, marks of pieces of words do not."""
+    tokenizer = firth.Tokenizer.train(papers[:60], kind, 400)
+    config = replace(SHAPES["gpt2"], vocab_size=tokenizer.vocabulary.size, max_length=64)
+    model = firth.LanguageModel(random_model(config), tokenizer, precision="float32")
+    for seed in range(8):
+        how = {"max_tokens": 12, "temperature": 1.0, "seed": seed}
+        whole = model.generate("The results", **how)
+        if kind == "wordpiece":
+            marked = model.generate("The results", stop=["##"], **how)
+            assert (marked.tokens, marked.ended) == (whole.tokens, whole.ended)
+        stop = whole.continuation[:2]
+        if len(stop) < 2 or "\ufffd" in stop:
+            continue
+        cut = model.generate("The results", stop=[stop], **how)
+        assert (cut.continuation, cut.ended) == ("", "stop")
+        assert len(cut.tokens) < len(whole.tokens)
+
+
+def test_low_precision_scores_have_a_head_in_float32(papers):
+    """Large scores in bfloat16 would be off by tenths of a nat."""
+    tokenizer = firth.Tokenizer.train(papers[:60], "bpe", 400)
+    config = replace(SHAPES["gpt2"], vocab_size=tokenizer.vocabulary.size, max_length=64)
+    for tied in (True, False):
+        network = random_model(replace(config, tied=tied))
+        with torch.no_grad():
+            (network.embeddings.tokens if tied else network.head).weight.mul_(20)
+        model = firth.LanguageModel(network, tokenizer, precision="bfloat16")
+        text = "The results are in the table."
+        (states,) = model.logits([text])
+        logs = torch.log_softmax(torch.from_numpy(states.values), dim=1).numpy()
+        ids = tokenizer.encode(text, special_tokens=False).ids
+        (score,) = model.score([text])
+        expected = logs[np.arange(len(ids)), ids]
+        np.testing.assert_allclose(score.log_probabilities, expected, atol=2e-3)
 
 
 def test_scores_are_the_sum_over_the_tokens(lm):

@@ -15,6 +15,7 @@ import firth
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.embedding import embed_sentences, token_states
 from firth.inference.forward import Engine, windows
+from firth.inference.samples import _with_blank, filled_blanks
 from firth.inference.scoring import score_masked
 from firth.models import Bert, BertConfig
 from firth.models.bert import modern
@@ -474,6 +475,29 @@ def test_several_blanks_are_filled_one_by_one(lm):
                 assert middle == candidate.token.removeprefix("##")
 
 
+def test_a_piece_of_a_word_goes_on_with_the_word_before_a_blank(lm):
+    for text in ("We walk[MASK] home", "We walk [MASK] home"):
+        found = lm.fill(text, top_k=lm.tokenizer.vocabulary.size)
+        pieces = [one for one in found if one.token.startswith("##")]
+        assert len(pieces) > 20
+        for one in pieces:
+            assert one.text == f"We walk{one.token.removeprefix('##')} home"
+
+
+def test_blanks_of_a_log_are_in_the_text_as_it_is(lm):
+    """Token ids with one masked, not a text that would be cut into other tokens."""
+    ids = np.array(lm.tokenizer.encode("unhappily coreferential", special_tokens=False).ids)
+    assert any(lm.tokenizer.token(i).startswith("##") for i in ids)
+    for at in range(len(ids)):
+        found = _with_blank(lm.tokenizer, ids, at)
+        expected = ids.copy()
+        expected[at] = lm.tokenizer.vocabulary.mask
+        assert found.ids[1:-1].tolist() == expected.tolist()
+    (line,) = filled_blanks(lm.engine, lm.tokenizer, [ids], np.random.default_rng(0))
+    assert "[MASK]" in line
+    assert "(was: " in line
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "word"])
 def test_a_filled_blank_stays_apart_from_the_words_around_it(papers, kind):
     """Whatever the vocabulary, a candidate that is a word by itself is set between blanks."""
@@ -516,9 +540,12 @@ def test_a_layer_that_does_not_exist_is_refused(lm, layers):
         lm.embed(SENTENCES, layers=layers)
 
 
-def test_an_unknown_unit_is_refused(lm):
+def test_an_unknown_unit_or_pooling_is_refused(lm):
     with pytest.raises(ConfigError, match="expected sentence, word or token"):
         lm.embed(SENTENCES, unit="paragraph")
+    with pytest.raises(ConfigError, match="pooling 'cls'; expected one of first, mean, max, last"):
+        lm.embed(SENTENCES, pooling="cls")
+    np.testing.assert_array_equal(lm.embed(SENTENCES, layers=np.int64(-1)), lm.embed(SENTENCES))
 
 
 def test_logits_of_a_text_longer_than_the_window_are_refused(lm, long_text):

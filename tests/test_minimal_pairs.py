@@ -115,6 +115,12 @@ def test_own_pairs_may_have_paradigms_and_fields(tmp_path):
         ("a.jsonl", '{"good": "x", "bad": "y"}', "blimp", ["row 1", "sentence_good"]),
         ("a.tsv", "good\tbad\nx\ty\n", "blimp", [".jsonl"]),
         ("a.csv", "good,bad\n", "pairs", ["no rows"]),
+        (
+            "a.jsonl",
+            '{"good": "x", "bad": "y"}\n{"good": "x", "bad": "y", "paradigm": "p"}',
+            "pairs",
+            ["row 2", "'paradigm'", "in every row, or in none"],
+        ),
         ("a.csv", "good,bad,paradigm,field\nx,y,p,f\nx,y,p,g\n", "pairs", ["row 3", "'g'", "'f'"]),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import firth
+from firth.api.language_model import show_words
 from firth.api.neighbours import marked_word, weights_hash
 from firth.api.word_vectors import vocabulary_vectors
 from firth.cli import main
@@ -362,6 +363,37 @@ def test_static_vectors_are_the_same_in_every_context(papers, corpus, index, lm,
     beside = lm.neighbours("The [coreference] of it", index, top_k=3, static=static)
     assert beside.static == expected
     assert lm.neighbours("a [zorkmid]", index, static=static).static == []
+    with pytest.raises(ConfigError, match="the model has no vector for the marked word 'zorkmid'"):
+        static.neighbours("a [zorkmid]", own)
+
+
+def test_static_words_are_looked_up_as_the_model_does(lm, index):
+    """By its own normalisation, and unseen ones by their n-grams."""
+    texts = ["die straße ist alt", "eine gasse"]
+    tokenizer = firth.Tokenizer.train(texts, "word", 20, lowercase=True, min_frequency=1)
+    for buckets in (0, 50):
+        size = tokenizer.vocabulary.size
+        config = StaticConfig(vocab_size=size, hidden_size=8, buckets=buckets)
+        static = firth.LanguageModel(build(config), tokenizer)
+        show_words(static.model, tokenizer)
+        found = lm.neighbours("die [Straße]", index, static=static, top_k=30).static
+        assert "straße" not in dict(found)
+        assert "gasse" in dict(found)
+        unseen = lm.neighbours("die [Avenue]", index, static=static).static
+        assert bool(unseen) == bool(buckets)
+
+
+@pytest.mark.parametrize("texts", [["the bank is by it"], ["a bank"] * 12])
+def test_cosines_are_no_rounding_errors(texts, papers, tmp_path):
+    """One row, or rows that are all the same: the correction would leave nothing of them."""
+    static = words_model(StaticConfig(vocab_size=400, hidden_size=16), [*papers, "bank bank"])
+    corpus = firth.Corpus.from_texts(texts)
+    for repeats in (1, 3):
+        many = firth.Corpus.from_texts(corpus.texts * repeats)
+        own = static.index_words(many, tmp_path / f"index-{repeats}", words=("bank",))
+        found = static.neighbours("a [bank]", own, one_a_sentence=False).occurrences
+        plain = own.num_rows < 20
+        assert [one.cosine for one in found] == pytest.approx([1.0 if plain else 0.0] * len(found))
 
 
 # The search
@@ -584,6 +616,7 @@ def test_command_reads_only_what_it_needs(tiny_run, texts, capsys, monkeypatch):
         ([], 2, "no text was given"),
         ([TEXT, "--same-word", "--other-words"], 2, "exclude each other"),
         ([TEXT, "--words", "zebra"], 3, "none of the words to index"),
+        (["a [well-known] fact", "--same-word"], 2, "3 words to this model's tokenizer"),
     ],
 )
 def test_command_explains_what_is_wrong(more, code, message, tiny_run, texts, capsys):

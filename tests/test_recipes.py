@@ -1,14 +1,17 @@
 """Recipes: the papers' sizes, and settings laid over them."""
 
 import logging
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import firth
 from firth.errors import ConfigError
 from firth.models import Bert, build
+from firth.protocols import Batch
 from firth.recipes import RECIPES
 from firth.training import BUDGETS, SGD
 
@@ -146,6 +149,12 @@ def test_the_settings_of_masking_inside_another_objective():
         ("bert-nsp", {"model.pair_head": True}, False),
         ("bert", {"model.boundary_places": 9}, True),
         ("spanbert", {"model.boundary_places": 9}, False),
+        ("transformer", {"training.schedule.floor": 0.1}, True),
+        ("bert", {"training.schedule.floor": 0.1}, False),
+        ("bert", {"training.schedule.decay": 0.1}, True),
+        ("gpt", {"training.schedule.decay": 0.1}, False),
+        ("t5", {"objective.noise": "iid", "objective.mean_length": 5}, True),
+        ("t5", {"objective.mean_length": 5}, False),
         ("word2vec", {"training.clip": 0.5}, True),
         ("word2vec", {"training.seed": 1}, False),
     ],
@@ -193,3 +202,40 @@ def test_the_order_of_groups_and_single_settings_does_not_matter():
     assert one == firth.recipe("bert").with_settings({**group, **single})
     assert one.training.optimizer == SGD(lr=5.0)
     assert group == {"training.optimizer": {"type": "SGD"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "said"),
+    [
+        ("bert", {"model.dropout": 1.5}, "dropout is 1.5"),
+        ("bert", {"model.dropout": -0.1}, "dropout is -0.1"),
+        ("bert", {"model.num_heads": 0}, "num_heads is 0"),
+        ("modern-bert", {"model.global_every": 0}, "global_every is 0"),
+        ("gpt", {"model.dropout": 1.0}, "dropout is 1,"),
+        ("t5", {"model.dropout": 2}, "dropout is 2"),
+        ("seq2seq", {"model.dropout": 1.0}, "dropout is 1,"),
+        ("elmo", {"model.dropout": 1.0}, "dropout is 1,"),
+        ("elmo", {"model.max_characters": 4}, "max_characters is 4, expected at least"),
+        ("awd-lstm-2018", {"model.dropout": 2}, "input_dropout times dropout is 1.3"),
+        ("awd-lstm", {"model.dropout": -1}, "output_dropout times dropout is -0.4"),
+    ],
+)
+def test_shapes_that_no_network_has_are_refused(name, setting, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        firth.recipe(name).with_settings(setting)
+
+
+def test_an_untrained_t5_knows_no_more_than_nothing():
+    """Its loss is that of guessing: large scores at the start would have to be unlearned first."""
+    torch.manual_seed(0)
+    chosen = firth.recipe("t5", size="mini", vocab_size=1000)
+    model = build(chosen.model).eval()
+    states = model(
+        Batch(
+            input_ids=torch.arange(200),
+            starts=torch.tensor([0, 200]),
+            source=Batch(input_ids=torch.arange(300), starts=torch.tensor([0, 300])),
+        )
+    ).last
+    loss = model.prediction_loss(states, torch.arange(200)) / 200
+    assert abs(loss.item() - np.log(1000)) < 1.5

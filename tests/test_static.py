@@ -422,8 +422,11 @@ def test_special_tokens_leave_means_alone(fasttext_run):
     words = ["translation", "of", "qwertyish", "words"]
     one_by_one = lm.embed([words], unit="word")[0].vectors
     assert (np.abs(one_by_one).sum(1) > 0).all()
-    sentence = lm.embed([words])[0]
-    np.testing.assert_allclose(sentence * 6 / 4, one_by_one.mean(0), rtol=1e-5, atol=1e-7)
+    both = {"mean": one_by_one.mean(0), "max": one_by_one.max(0)}
+    for pooling, expected in {**both, "first": one_by_one[0], "last": one_by_one[-1]}.items():
+        found = lm.embed([words, []], pooling=pooling)
+        np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-7)
+        assert not found[1].any()
     states = lm.hidden_states([words])[0]
     assert states.values.shape == (1, 6, 32)
     assert not states.values[0, [0, -1]].any()
@@ -471,6 +474,53 @@ def test_adapting_static_vectors(tmp_path, corpus):
         again = firth.load(tmp_path / type(method).__name__)
         assert again.evaluate(examples[40:]).score == adapted.evaluate(examples[40:]).score
     assert torch.equal(before, lm.model.embeddings.tokens.weight)
+
+
+@pytest.mark.parametrize("name", ["word2vec", "glove", "fasttext"])
+def test_words_that_are_not_in_the_text_have_no_random_vectors(name, corpus, tmp_path):
+    tokenizer = firth.Tokenizer.train([*corpus.texts, "zyxwv zyxwv"], "word", 3000)
+    how = quick(name, **{"training.epochs": 1, "model.vocab_size": 3000})
+    lm = firth.pretrain(how, corpus, tmp_path / "run", tokenizer=tokenizer)
+    absent, there = lm.embed([["zyxwv", "model"]], unit="word")[0].vectors
+    assert there.any()
+    ngrams = lm.model.embeddings.ngrams
+    expected = np.zeros(32)
+    if ngrams is not None:
+        rows = ngram_rows("zyxwv", lm.model.config.min_n, lm.model.config.max_n, 2000)
+        expected = ngrams.weight.detach().numpy()[rows].mean(0)
+    np.testing.assert_allclose(absent, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"), [("word2vec", " nats "), ("glove", " (weighted squared")]
+)
+def test_the_card_of_a_run_names_what_was_measured(name, unit, corpus, tmp_path):
+    firth.pretrain(quick(name, **{"training.epochs": 1}), corpus, tmp_path / "run")
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert unit in card
+    assert ("nats" in card) == (unit == " nats ")
+
+
+def test_no_loss_where_nothing_was_measured():
+    """Held-out text of one unknown word a document: no pair, and no perfect score."""
+    config = StaticConfig(vocab_size=6, hidden_size=4)
+    text = Text([np.array([5, 5, 5, 5])])
+    learning = learner(
+        SkipGram(subsample=0), config, [None] * 5 + ["a"], text, longest=10, stretch=10, seed=0
+    )
+    assert learning.held_out(Text([np.array([1])]), 100) is None
+    assert learning.held_out(text, 100) > 0
+
+
+def test_the_loss_of_glove_is_that_of_a_cell():
+    """A pair of a word with itself is one cell, of different words two."""
+    config = StaticConfig(vocab_size=7, hidden_size=4)
+    for ids, cells in (([5, 5], 1), ([5, 6], 2)):
+        learning = learner(
+            GloVe(), config, [None] * 5 + ["a", "b"], Text([np.array(ids)]),
+            longest=10, stretch=10, seed=0,
+        )  # fmt: skip
+        assert learning.learn(0, None).measured == cells
 
 
 def test_a_text_without_known_words_is_refused():

@@ -112,6 +112,54 @@ def test_a_file_loads_as_a_model(words, tmp_path, vectors):
         lm.logits(["the"])
 
 
+def test_words_are_found_in_composed_form(tmp_path):
+    """Unicode's composition changes them on the way to the vocabulary."""
+    words = ["\u0958ab", "cafe\u0301", "\u212b", "caf\u00e9", "plain"]
+    rows = np.arange(1, 11, dtype="f4").reshape(5, 2)
+    write_word_vectors(tmp_path / "v.vec", words, rows)
+    lm = firth.load(tmp_path / "v.vec")
+    found = lm.embed([words, " ".join(words)], unit="word")
+    for one in found:  # of two spellings of a word the first counts
+        np.testing.assert_array_equal(one.vectors, rows[[0, 1, 2, 1, 4]])
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "units"),
+    [
+        (
+            ["the", "don't", "stop", "late"],
+            "don't stop late.",
+            ["don", "'", "t", "stop", "late", "."],
+        ),
+        (["can't", "don't", "stop"], "don't stop", ["don't", "stop"]),  # most would be torn
+        (["中文", "是", "报纸"], "中文 是", ["中文", "是"]),
+    ],
+)
+def test_texts_are_cut_as_suits_most_words(words, text, units, tmp_path):
+    write_word_vectors(tmp_path / "v.vec", words, np.ones((len(words), 2)))
+    (found,) = firth.load(tmp_path / "v.vec").embed([text], unit="word")
+    assert found.units == units
+    assert found.vectors.any(axis=1).tolist() == [unit in words for unit in units]
+
+
+def test_special_tokens_of_a_file_get_no_vectors(tmp_path, caplog):
+    words = ["[UNK]", "[CLS]", "cat"]
+    write_word_vectors(tmp_path / "v.vec", words, np.ones((3, 2)))
+    lm = firth.load(tmp_path / "v.vec")
+    assert "vectors of special tokens are left out" in caplog.text
+    states = lm.hidden_states(["cat dog"])[0].values[0]
+    assert states.any(axis=1).tolist() == [False, True, False, False]
+    assert vocabulary_vectors(lm)[0] == ["cat"]
+
+
+def test_words_that_no_format_holds_are_left_out(tmp_path, caplog):
+    (tmp_path / "glove.txt").write_text("the 0.5 -1\na b 4 5\n")
+    lm = firth.load(tmp_path / "glove.txt")
+    assert lm.save_word_vectors(tmp_path / "v.bin") == 1
+    assert "1 words with white space" in caplog.text
+    assert read_word_vectors(tmp_path / "v.bin")[0] == ["the"]
+
+
 def test_nearest_words_and_analogies():
     words = ["king", "queen", "man", "woman", "tree"]
     vectors = np.array([[2, 2, 0], [2, -2, 0], [0, 1, 0.5], [0, -1, 0.5], [-1, 0, 3]], "f4")
@@ -155,6 +203,8 @@ def test_similarity_sets_are_found_packed_and_in_folders(tmp_path):
     found = {one.name: len(one.first) for one in read_similarity_sets(tmp_path)}
     assert found == {"de/set.txt.gz": 3, "en/set.txt.gz": 2}
     assert read_similarity_sets(tmp_path / "en")[0].name == "set"
+    by_glob = read_similarity_sets(str(tmp_path / "*" / "set.*"))
+    assert [one.name for one in by_glob] == ["de/set.txt.gz", "en/set.txt.gz"]
     (tmp_path / "pairs.csv").write_text("a,b,1\n")
     with pytest.raises(DataError, match=r"no \.txt or \.tsv file"):
         read_similarity_sets(tmp_path / "pairs.csv")

@@ -114,11 +114,27 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
 
 
 def _stops(lm: LanguageModel, stop: Sequence[str], how: Decoding) -> Stop:
-    def stops(ids: Sequence[int]) -> bool:
-        ids = ids[::-1] if how.backward else ids
-        return bool(stop) and any(word in lm.tokenizer.decode(ids) for word in stop)
+    """Looks for the strings in what is added to the text.
+
+    Raises:
+        ConfigError: for a string in place of a list, or an empty one.
+    """
+    if isinstance(stop, str) or not all(stop):
+        raise ConfigError(f"stop is {stop!r}; expected a list of strings of at least one character")
+
+    def stops(prompt: np.ndarray, ids: Sequence[int]) -> bool:
+        if not stop:
+            return False
+        added = lm.tokenizer.decode(ids[::-1]) if how.backward else _added(lm, prompt, ids)
+        return any(word in added for word in stop)
 
     return stops
+
+
+def _added(lm: LanguageModel, prompt: Sequence[int] | np.ndarray, ids: Sequence[int]) -> str:
+    """What the tokens add to a prompt, a space between them included."""
+    decode = lm.tokenizer.decode
+    return decode([*prompt, *ids]).removeprefix(decode([*prompt]))
 
 
 def _check_direction(lm: LanguageModel, how: Decoding) -> None:
@@ -171,7 +187,7 @@ def _generated(
         return _written_before(lm, text, one, stop)
     own = isinstance(lm.model, SourceToTarget)  # it does not continue what it reads
     ids = [] if own else lm.tokenizer.encode(text).ids.tolist()
-    added = lm.tokenizer.decode([*ids, *one.ids]).removeprefix(lm.tokenizer.decode(ids))
+    added = _added(lm, ids, one.ids)
     for word in stop:
         added = added.partition(word)[0] if word in added else added
     return Generated(

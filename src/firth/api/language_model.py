@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,7 +183,7 @@ class LanguageModel:
         """
         encodings = self.encode(texts)
         wanted = chosen_layers(layers, len(self.model.layers))
-        one = isinstance(layers, int)
+        one = isinstance(layers, Integral)
         if unit == "sentence":
             if not encodings:
                 several = () if one else (len(wanted or (0,)),)

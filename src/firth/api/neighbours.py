@@ -169,6 +169,8 @@ def find_neighbours(
     if index.manifest["split"] and isinstance(text, str):
         text = text.split()
     plain, place = marked_word(text)
+    if among == "same":
+        check_one_word(lm, text)
     word, vector = _vector(lm, plain, place, tuple(index.manifest["layers"]))
     how: dict[str, Any] = {"top_k": top_k, "directions": directions}
     occurrences = nearest_occurrences(
@@ -184,8 +186,9 @@ def find_neighbours(
 
 def _neighbours_in(static: LanguageModel, word: str, top_k: int) -> Nearest:
     words, vectors = vocabulary_vectors(static)
-    known = [form for form in (word, word.casefold()) if form in words]
-    return nearest_words(vectors, words, known[0], top_k) if known else []
+    vector = static.embed([[word]], unit="word")[0].vectors[0]
+    own = static.tokenizer.normalize(word).strip()
+    return nearest_words(vectors, words, vector, top_k, without=(own,)) if vector.any() else []
 
 
 def marked_word(text: Text) -> tuple[Text, tuple[int, int]]:
@@ -216,6 +219,29 @@ def marked_word(text: Text) -> tuple[Text, tuple[int, int]]:
     return words, place
 
 
+def check_one_word(lm: LanguageModel, text: Text) -> None:
+    """Refuses a mark round what is several words to the tokenizer: they are found one by one.
+
+    Raises:
+        ConfigError: for such a mark.
+    """
+    plain, (begin, end) = marked_word(text)
+    (encoding,) = lm.encode([plain])
+    nothing = np.zeros((len(encoding.ids), 1, 1), np.float32)
+    found = word_vectors(encoding, nothing, None if isinstance(plain, str) else plain)
+    inside = [
+        unit
+        for unit, (low, high) in zip(found.units, found.offsets, strict=True)
+        if low < end and high > begin
+    ]
+    if len(inside) > 1:
+        raise ConfigError(
+            f"the marked word is {len(inside)} words to this model's tokenizer: "
+            f"{' '.join(inside)}, and occurrences are of one; look at all words, or split the text "
+            "at white space (--split)"
+        )
+
+
 def _vector(
     lm: LanguageModel, text: Text, place: tuple[int, int], layers: tuple[int, ...]
 ) -> tuple[str, np.ndarray]:
@@ -238,9 +264,10 @@ def _vector(
         raise ConfigError(f"the mark holds {marked!r}, a part of the word {whole!r}; mark it whole")
     vectors = found.vectors[touched].mean(axis=1)
     if not vectors.any():
-        raise ConfigError(
-            f"the tokenizer keeps nothing of the marked word {marked!r}; mark another one"
-        )
+        first, last = encoding.offsets[encoding.words >= 0].T
+        token = ((first < end) & (last > begin)).any()
+        why = "the model has no vector for" if token else "the tokenizer keeps nothing of"
+        raise ConfigError(f"{why} the marked word {marked!r}; mark another one")
     return marked, vectors.mean(axis=0)
 
 

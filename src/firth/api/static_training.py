@@ -205,22 +205,26 @@ def _log(
     row = {
         "step": state["step"],
         "tokens": state["tokens"],
-        "loss": done.mean,
         "tokens_per_second": done.tokens / max(1e-9, done.seconds),
         "memory_mb": peak_memory(torch.device("cpu")) / 1e6,
         "seconds": state["seconds"],
     }
-    held_out = ""
+    measured, held_out = "", ""
+    if done.mean is not None:
+        row["loss"] = done.mean
+        measured = f"  loss {done.mean:.3f}"
     if isinstance(learning, NegativeSampling):
         shards = job.text["valid"].shards
-        row["held_out_loss"] = learning.held_out(shards, job.recipe.data.valid_tokens)
-        held_out = f"  held-out loss {row['held_out_loss']:.3f}"
+        found = learning.held_out(shards, job.recipe.data.valid_tokens)
+        if found is not None:
+            row["held_out_loss"] = found
+            held_out = f"  held-out loss {found:.3f}"
     logger.info(
-        "epoch %d  step %d/%d  loss %.3f%s  %s %s/s  %.1f GB  %.0f s",
+        "epoch %d  step %d/%d%s%s  %s %s/s  %.1f GB  %.0f s",
         epoch,
         state["step"],
         job.total,
-        row["loss"],
+        measured,
         held_out,
         f"{row['tokens_per_second']:,.0f}",
         "pairs" if isinstance(job.recipe.objective, GloVe) else "words",
@@ -278,7 +282,10 @@ def _model_card(job: _Job) -> str:
     rows, recipe = read_metrics(job.run), job.recipe
     last = rows[-1] if rows else {}
     held_out = last.get("held_out_loss")
-    result = f"Loss {last.get('loss', math.nan):.3f} nats {recipe.objective.predicts}"
+    unit = "(weighted squared error)" if isinstance(recipe.objective, GloVe) else "nats"
+    result = "No loss was measured"
+    if "loss" in last:
+        result = f"Loss {last['loss']:.3f} {unit} {recipe.objective.predicts}"
     if held_out is not None:
         result += f", {held_out:.3f} in held-out text"
     config = recipe.model

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ from firth.text.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from firth.api.language_model import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 8192
 """Words embedded at a time."""
@@ -50,6 +54,8 @@ def vocabulary_vectors(lm: LanguageModel) -> tuple[list[str], np.ndarray]:
 def save_word_vectors(lm: LanguageModel, path: str | Path) -> int:
     """Writes the vectors of a static model's vocabulary; returns their number.
 
+    Words with white space in them, which no format can hold, are left out with a warning.
+
     Raises:
         ConfigError: for a name that does not say a format.
         UnsupportedError: for a model whose vectors depend on the context.
@@ -57,8 +63,13 @@ def save_word_vectors(lm: LanguageModel, path: str | Path) -> int:
     if Path(path).suffix not in SUFFIXES:
         raise ConfigError(f"{path}: expected a name in .vec or .txt (text) or .bin (binary)")
     words, vectors = vocabulary_vectors(lm)
-    write(path, words, vectors)
-    return len(words)
+    whole = [row for row, word in enumerate(words) if not any(map(str.isspace, word))]
+    if len(whole) < len(words):
+        logger.warning(
+            "%s: %d words with white space in them are left out", path, len(words) - len(whole)
+        )
+    write(path, [words[row] for row in whole], vectors[whole])
+    return len(whole)
 
 
 def word_similarity(lm: LanguageModel, path: str | Path, *, layer: int = -1) -> Report:
@@ -96,9 +107,11 @@ def _only(vectors: np.ndarray) -> np.ndarray:
 def load_word_vectors(path: Path) -> tuple[Static, Tokenizer]:
     """A file of word vectors as a network and its tokenizer.
 
-    Texts are cut at white space and punctuation, and a list's words are never cut. Where a
-    vocabulary has words that this would tear (as Chinese ones), texts are cut at white space alone.
-    A vocabulary without capitals is one of lower case.
+    Texts are cut at white space and punctuation, and a list's words are never cut. Where this
+    would tear most words of a vocabulary (as Chinese ones), texts are cut at white space alone.
+    A vocabulary without capitals is one of lower case. Words are looked up in Unicode's composed
+    form (NFC), so of several that differ in nothing else the first counts. Special tokens have no
+    vectors: those in the file, as of BERT's vocabulary, are left out with a warning.
 
     Raises:
         ConfigError: for a name that is none of word vectors.
@@ -110,13 +123,14 @@ def load_word_vectors(path: Path) -> tuple[Static, Tokenizer]:
         )
     words, vectors = read_word_vectors(path)
     tokenizer = tokenizer_of(words)
+    rows = _rows(words, tokenizer, path)
     vocabulary = tokenizer.vocabulary
     size = vectors.shape[1]
     config = StaticConfig(vocab_size=vocabulary.size, hidden_size=size, outputs=False)
     model = Static(config)
     weight = np.zeros((vocabulary.size, size), np.float32)
     known = json.loads(tokenizer.to_json())["model"]["vocab"]
-    weight[[known[word] for word in words]] = vectors
+    weight[[known[word] for word in rows]] = vectors[list(rows.values())]
     with torch.no_grad():
         model.embeddings.tokens.weight.copy_(torch.from_numpy(weight))
     return model.eval(), tokenizer
@@ -124,11 +138,24 @@ def load_word_vectors(path: Path) -> tuple[Static, Tokenizer]:
 
 def tokenizer_of(words: Sequence[str]) -> Tokenizer:
     """A tokenizer that knows these words, in this order behind the special tokens."""
-    lowercase = all(word == word.lower() for word in words)
-    made = _with_vocabulary(words, "word", lowercase)
-    if any(made.normalize(word).strip() != word for word in words[:_TRIED]):
-        made = _with_vocabulary(words, "whitespace", lowercase)
-    return made
+    composed = list(dict.fromkeys(unicodedata.normalize("NFC", word) for word in words))
+    lowercase = all(word == word.lower() for word in composed)
+    made = _with_vocabulary(composed, "word", lowercase)
+    tried = composed[:_TRIED]
+    torn = sum(len(one.ids) > 1 for one in made.encode_batch(tried, special_tokens=False))
+    return _with_vocabulary(composed, "whitespace", lowercase) if 2 * torn > len(tried) else made
+
+
+def _rows(words: Sequence[str], tokenizer: Tokenizer, path: Path) -> dict[str, int]:
+    """The row of each word's vector by its composed form."""
+    special = set(map(tokenizer.token, tokenizer.vocabulary.special))
+    rows: dict[str, int] = {}
+    for row, word in enumerate(words):
+        if word not in special:
+            rows.setdefault(unicodedata.normalize("NFC", word), row)
+    if special & set(words):
+        logger.warning("%s: vectors of special tokens are left out", path)
+    return rows
 
 
 def _with_vocabulary(words: Sequence[str], kind: str, lowercase: bool) -> Tokenizer:

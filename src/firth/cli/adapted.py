@@ -126,6 +126,8 @@ def _check_options(options: Evaluate) -> None:
         raise ConfigError("--limit, --within-word and --pseudo are about pairs; add --suite")
     if options.target is None and (options.beams != 1 or options.outputs is not None):
         raise ConfigError("--beams and --outputs are about written texts; add --target")
+    if options.length_penalty != 1.0 and options.beams == 1:
+        raise ConfigError("--length-penalty is about beam search; add --target and --beams")
 
 
 def evaluate(arguments: Sequence[str]) -> None:

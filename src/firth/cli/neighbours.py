@@ -12,7 +12,7 @@ from typing import Any, Literal
 import tyro
 
 from firth.api import LanguageModel, load
-from firth.api.neighbours import Neighbours, marked_word
+from firth.api.neighbours import Neighbours, check_one_word, marked_word
 from firth.cli.options import parse
 from firth.errors import ConfigError
 from firth.inference.neighbours import Occurrence
@@ -83,6 +83,8 @@ def neighbours(arguments: Sequence[str]) -> None:
     marked = [_word(text) for text in options.texts]
     model = _load(options.model, options.device)
     static = None if options.static is None else _load(options.static, options.device)
+    for text in options.texts if options.same_word else ():
+        check_one_word(model, text.split() if options.split else text)
     with tempfile.TemporaryDirectory(prefix="firth-") as scratch:
         index = _index(model, options, marked, Path(scratch) / "index")
         _describe(index)

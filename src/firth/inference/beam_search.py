@@ -70,9 +70,9 @@ class _Search:
                     self.closed.append(_Hypothesis(total, before.ids, values, ended="end"))
                 continue
             ids = (*before.ids, token)
-            if self.stop(ids):
+            if ended := self._end_of(ids):
                 if rank < how.beams:
-                    self.closed.append(_Hypothesis(total, ids, values, ended="stop"))
+                    self.closed.append(_Hypothesis(total, ids, values, ended=ended))
             elif len(now) < how.beams:
                 now.append(_Hypothesis(total, ids, values))
                 went.append((row, token))
@@ -80,21 +80,20 @@ class _Search:
         self.closed = sorted(self.closed, key=lambda one: -one.score(how))[: how.beams]
         return [] if self._ended(how) else went
 
+    def _end_of(self, ids: tuple[int, ...]) -> Ended | None:
+        if self.stop(self.prompt, ids):
+            return "stop"
+        return "length" if len(ids) >= self.room else None
+
     def _ended(self, how: Decoding) -> bool:
-        if not self.open:  # each has met a stop
-            return True
-        if len(self.open[0].ids) >= self.room:
+        if not self.open:
             return True
         full = len(self.closed) == how.beams
         return full and self.closed[-1].score(how) >= self.open[0].score(how)
 
-    def found(self, how: Decoding) -> list[Continuation]:
-        """Closed hypotheses and, where there are too few, open ones, best first."""
-        found = list(self.closed)
-        if len(found) < how.beams:
-            found += self.open
-        found = sorted(found, key=lambda one: -one.score(how))[: how.beams]
-        return [Continuation(list(one.ids), list(one.logs), one.ended) for one in found]
+    def found(self) -> list[Continuation]:
+        """The closed hypotheses."""
+        return [Continuation(list(one.ids), list(one.logs), one.ended) for one in self.closed]
 
 
 def beam_search(
@@ -103,15 +102,15 @@ def beam_search(
     how: Decoding,
     *,
     last: int,
-    stop: Stop = lambda ids: False,
+    stop: Stop = lambda _prompt, _ids: False,
     size: int | None = None,
     sources: Sequence[np.ndarray] | None = None,
 ) -> list[list[Continuation]]:
     """The best continuations of each prompt, best first (Sutskever et al. 2014, section 3.2).
 
-    A hypothesis that closes is set aside with its score log P / length^penalty, the closing token
-    counted. A search ends when `beams` are closed and no open one, at its present length, scores
-    better than the worst of them.
+    A hypothesis that closes, or has no more room, is set aside with its score log P /
+    length^penalty, the closing token counted. A search ends when `beams` are closed and no open
+    one, at its present length, scores better than the worst of them.
 
     Args:
         engine: with a decoder.
@@ -141,4 +140,4 @@ def beam_search(
         alive = going
         if alive:
             reader.read(rows, torch.tensor(tokens, device=engine.device))
-    return [one.found(how) for one in searches]
+    return [one.found() for one in searches]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from firth.errors import UnsupportedError
+from firth.inference.forward import Engine
 from firth.models import GPT, Elmo, SourceToTarget
 from firth.protocols import ABSENT, Batch, Vocabulary
 
@@ -61,12 +62,12 @@ def blank_states(model: nn.Module, batch: Batch, at: Tensor, vocabulary: Vocabul
     return model(batch).last[at]
 
 
-def blank_scores(model: nn.Module, states: Tensor) -> Tensor:
+def blank_scores(engine: Engine, states: Tensor) -> Tensor:
     """(M, V) scores of the tokens for blanks, from their `blank_states`, in float32.
 
     Of a biLM the sum of both directions' log probabilities: each word must suit both sides.
     """
-    if isinstance(model, Elmo):
-        both = (model.logits(states, backward=backward).float() for backward in (False, True))
+    if isinstance(engine.model, Elmo):
+        both = (engine.logits(states, backward=backward) for backward in (False, True))
         return torch.stack([torch.log_softmax(scores, dim=1) for scores in both]).sum(0)
-    return model.logits(states).float()  # type: ignore[operator]
+    return engine.logits(states)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from firth.errors import ConfigError
 from firth.inference.forward import Engine, Window, windows
 from firth.models.mix import Pooling, pool
+from firth.models.static import Static
 from firth.protocols import Batch, Encoding
 
 Layers = int | Sequence[int] | Literal["all"]
@@ -37,7 +39,8 @@ def chosen_layers(layers: Layers, num_layers: int) -> tuple[int, ...] | None:
     """
     if layers == "all":
         return tuple(range(num_layers + 1))
-    wanted = (layers,) if isinstance(layers, int) else tuple(layers)  # type: ignore[arg-type]
+    one = isinstance(layers, Integral)  # numpy's too
+    wanted = (int(layers),) if one else tuple(layers)  # type: ignore[arg-type]
     if not wanted:
         raise ConfigError("no layer was chosen; give at least one, for instance -1 for the last")
     if wanted in ((-1,), (num_layers,)):
@@ -68,6 +71,8 @@ def embed_sentences(
 ) -> np.ndarray:
     """One vector a text: the pooled states of its tokens, special tokens included.
 
+    Static models have no states for special tokens: there they are left out.
+
     A text longer than the model's window is pooled over its windows, each weighted by the tokens
     it answers for ("max" takes the maximum, "first" and "last" the outer windows). A text without
     any token, which a tokenizer that adds none may give, has the vector zero.
@@ -75,6 +80,8 @@ def embed_sentences(
     Returns:
         (texts, layers, D) float32.
     """
+    if isinstance(engine.model, Static):
+        encodings = [_without_special_tokens(encoding) for encoding in encodings]
     pieces = [w for w in windows(encodings, engine.max_length) if len(w.ids)]
     pooled: list[np.ndarray] = [np.empty(0)] * len(pieces)
 
@@ -92,6 +99,18 @@ def embed_sentences(
         if low < high:
             found[text] = _join(pieces[low:high], pooled[low:high], pooling)
     return found
+
+
+def _without_special_tokens(encoding: Encoding) -> Encoding:
+    inside = encoding.words >= 0
+    tokens = [token for token, keep in zip(encoding.tokens, inside, strict=True) if keep]
+    return Encoding(
+        text=encoding.text,
+        ids=encoding.ids[inside],
+        tokens=tokens,
+        offsets=encoding.offsets[inside],
+        words=encoding.words[inside],
+    )
 
 
 def _shape(engine: Engine, layers: tuple[int, ...] | None) -> tuple[int, int]:

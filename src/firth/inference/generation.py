@@ -1,5 +1,6 @@
 """Generating text, greedily and by sampling, many prompts at a time."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -44,12 +45,13 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("max_tokens", 1), ("temperature", 0), ("top_k", 0), ("beams", 1)):
-            if getattr(self, name) < low:
+        least = {"max_tokens": 1, "temperature": 0, "top_k": 0, "beams": 1, "seed": 0}
+        for name, low in least.items():
+            if not low <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {low}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
-        if self.repetition_penalty <= 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise ConfigError(f"repetition_penalty is {self.repetition_penalty}, expected over 0")
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError("beam search does not sample: leave temperature at 0, or beams at 1")
@@ -66,8 +68,8 @@ class Continuation:
     ended: Ended | None = None
 
 
-Stop = Callable[[Sequence[int]], bool]
-"""Whether the tokens so far end with something to stop at."""
+Stop = Callable[[np.ndarray, Sequence[int]], bool]
+"""Whether the tokens after a prompt end with something to stop at."""
 
 
 def continuations(
@@ -112,7 +114,8 @@ def continuations(
         chosen = choose(scores, history, uniforms, how)
         taken = logs.gather(1, chosen[:, None]).squeeze(1).tolist()
         for i, token, log in zip(alive, chosen.tolist(), taken, strict=True):
-            _extend(found[i], token, log, last, stop, how, room - len(prompts[i]))
+            ends = token != last and stop(prompts[i], [*found[i].ids, token])
+            _extend(found[i], token, log, last, ends, how, room - len(prompts[i]))
         yield found
         kept = [row for row, i in enumerate(alive) if found[i].ended is None]
         alive = [alive[row] for row in kept]
@@ -121,14 +124,14 @@ def continuations(
 
 
 def _extend(
-    text: Continuation, token: int, log: float, last: int, stop: Stop, how: Decoding, room: int
+    text: Continuation, token: int, log: float, last: int, stops: bool, how: Decoding, room: int
 ) -> None:
     text.log_probabilities.append(log)
     if token == last:
         text.ended = "end"
         return
     text.ids.append(token)
-    if stop(text.ids):
+    if stops:
         text.ended = "stop"
     elif len(text.ids) >= min(how.max_tokens, room):
         text.ended = "length"
@@ -211,5 +214,4 @@ class Reader:
         with torch.inference_mode(), computing(engine.dtype, engine.device):
             last = engine.model(batch.to(engine.device), cache=self.cache).last
             states = last if at is None else last[at]
-            logits = engine.model.logits(states, **self.how)  # type: ignore[operator]
-            return logits[:, : self.size].float()
+            return engine.logits(states, **self.how)[:, : self.size]

@@ -15,7 +15,10 @@ from firth.inference.word_index import WordIndex
 from firth.inference.word_similarity import Nearest, nearest_words
 
 FEWEST = 10
-"""Static vectors that it takes to estimate their mean, and again for each direction."""
+"""Vectors that it takes to estimate their mean, and again for each direction."""
+
+_NOTHING = 1e-4
+"""A vector of which the correction leaves a smaller share is rounding alone: its cosines are 0."""
 
 Among = Literal["all", "same", "other"]
 """Which words are looked at: all, occurrences of the word itself, or those of other words."""
@@ -93,7 +96,8 @@ def cosines(index: WordIndex, query: np.ndarray, *, directions: Remove = "auto")
 
     With P = I - sum_i u_i u_i^T and m the mean, the corrected row v' = P (v - m) has the product
     v' . q' = (v - m) . q' with a corrected query q', because P q' = q'. So the rows are read as
-    they are, and need only their lengths, which are kept for the default correction.
+    they are, and need only their lengths, which are kept for the default correction. Where there
+    are too few rows to estimate mean and directions (`FEWEST`), the cosines are plain.
     """
     isotropy = index.isotropy
     if len(query) != index.dimensions:
@@ -102,10 +106,15 @@ def cosines(index: WordIndex, query: np.ndarray, *, directions: Remove = "auto")
             f"{index.dimensions}; it is from another model"
         )
     remove = number_to_remove(directions, index.automatic, len(isotropy.directions))
+    if remove is not None and index.num_rows < FEWEST * (1 + remove):
+        remove = None
     wanted = torch.from_numpy(np.asarray(query, np.float32).copy())
     shift = 0.0
     if remove is not None:
-        wanted = isotropy.correct(wanted[None], remove)[0]
+        corrected = isotropy.correct(wanted[None], remove)[0]
+        if corrected.norm() < _NOTHING * wanted.norm():
+            return np.zeros(index.num_rows, np.float32)
+        wanted = corrected
     wanted = torch.nn.functional.normalize(wanted, dim=0)
     if remove is not None:
         shift = float(isotropy.mean @ wanted)
@@ -117,7 +126,8 @@ def cosines(index: WordIndex, query: np.ndarray, *, directions: Remove = "auto")
         products[begin : begin + CHUNK] = chunk @ wanted
         if norms is None and remove is not None:
             computed[begin : begin + CHUNK] = isotropy.correct(chunk, remove).norm(dim=1)
-    return ((products - shift) / computed.clamp(min=1e-12)).numpy()
+    found = (products - shift) / computed.clamp(min=1e-12)
+    return found.masked_fill(computed < _NOTHING * torch.from_numpy(index.norms[0]), 0.0).numpy()
 
 
 def _known_norms(index: WordIndex, remove: int | None) -> Tensor | None:

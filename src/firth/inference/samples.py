@@ -7,28 +7,44 @@ import numpy as np
 from firth.inference.forward import Engine
 from firth.inference.generation import Decoding, continuations
 from firth.inference.scoring import fill
-from firth.protocols import Tokenizer
+from firth.protocols import Encoding, Tokenizer
 
 
 def filled_blanks(
     engine: Engine, tokenizer: Tokenizer, texts: Sequence[np.ndarray], rng: np.random.Generator
 ) -> list[str]:
     """For each text (token ids), one token blanked at random, and the three best guesses."""
-    blank = tokenizer.token(tokenizer.vocabulary.mask)
     questions, answers = [], []
-    for ids in map(np.ndarray.tolist, texts):
+    for ids in texts:
         at = int(rng.integers(len(ids)))
-        before, answer, after = (tokenizer.decode(p) for p in (ids[:at], [ids[at]], ids[at + 1 :]))
-        questions.append(f"{before} {blank} {after}".strip())
-        answers.append(answer)
-    found = fill(engine, tokenizer, tokenizer.encode_batch(questions), 3)
+        questions.append(_with_blank(tokenizer, ids, at))
+        answers.append(tokenizer.token(int(ids[at])))
+    found = fill(engine, tokenizer, questions, 3)
     return [
         _one_line(
-            f"{question}  ->  {', '.join(f'{g.token} {g.probability:.2f}' for g in blanks[0])}"
-            f"  (was: {answer})"
+            f"{question.text}  ->  "
+            f"{', '.join(f'{g.token} {g.probability:.2f}' for g in blanks[0])}  (was: {answer})"
         )
         for question, answer, blanks in zip(questions, answers, found, strict=True)
     ]
+
+
+def _with_blank(tokenizer: Tokenizer, ids: np.ndarray, at: int) -> Encoding:
+    """Token ids as a text with a mask in place of one: not encoded anew, since pieces of words
+    would become other tokens.
+    """
+    vocabulary = tokenizer.vocabulary
+    inside = ids.astype(np.int64)
+    inside[at] = vocabulary.mask
+    before, after = (tokenizer.decode(part) for part in (ids[:at], ids[at + 1 :]))
+    whole = np.array([vocabulary.first, *inside, vocabulary.last])
+    return Encoding(
+        text=f"{before} {tokenizer.token(vocabulary.mask)} {after}".strip(),
+        ids=whole,
+        tokens=[tokenizer.token(int(i)) for i in whole],
+        offsets=np.zeros((len(whole), 2), np.int64),
+        words=np.array([-1, *np.arange(len(ids)), -1]),
+    )
 
 
 def continued_texts(
@@ -44,7 +60,7 @@ def continued_texts(
         prompts,
         how,
         last=vocabulary.last,
-        stop=lambda _: False,
+        stop=lambda *_: False,
         size=vocabulary.size,
     )
     return [
@@ -64,7 +80,7 @@ def written_texts(
         [np.array([vocabulary.first])] * len(closed),
         Decoding(max_tokens=max_tokens),
         last=vocabulary.last,
-        stop=lambda _: False,
+        stop=lambda *_: False,
         size=vocabulary.size,
         sources=closed,
     )

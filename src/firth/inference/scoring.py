@@ -100,7 +100,7 @@ def fill(
     def compute(_chosen: np.ndarray, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         at = (batch.input_ids == blank).nonzero().squeeze(1)
         states = blank_states(engine.model, batch, at, vocabulary)
-        logits = blank_scores(engine.model, states)
+        logits = blank_scores(engine, states)
         logits[:, [i for i in vocabulary.special if i < logits.shape[1]]] = -torch.inf
         logits[:, vocabulary.size :] = -torch.inf  # rows that no token has
         best = torch.softmax(logits, dim=-1).topk(count)
@@ -126,7 +126,11 @@ def _filled(tokenizer: Tokenizer, encoding: Encoding, place: int, token: int) ->
     # White space belongs to the mask in some vocabularies, and to the candidate in others.
     mask = encoding.text[begin:end]
     begin, end = end - len(mask.lstrip()), begin + len(mask.rstrip())
-    return encoding.text[:begin] + tokenizer.decode([token]).strip() + encoding.text[end:]
+    before, alone = encoding.text[:begin], tokenizer.decode([token])
+    piece = tokenizer.decode([token, token]).removeprefix(alone).strip()
+    if piece != alone.strip():  # as "##ing" is: it goes on with the word before
+        before = before.rstrip()
+    return before + piece + encoding.text[end:]
 
 
 def score_masked(
@@ -177,7 +181,7 @@ def _score_some(
     def compute(chosen: np.ndarray, batch: Batch) -> Tensor:
         at = batch.starts[:-1] + torch.tensor([where[i][2] for i in chosen])
         hidden = blank_states(engine.model, batch, at.to(engine.device), vocabulary)
-        logits = blank_scores(engine.model, hidden)
+        logits = blank_scores(engine, hidden)
         targets = torch.tensor([int(encodings[where[i][0]].ids[where[i][1]]) for i in chosen])
         targets = _predicted(engine.model, targets)
         return torch.log_softmax(logits, -1).cpu().gather(1, targets[:, None]).squeeze(1)
@@ -244,7 +248,7 @@ def score_causal(
         targets = _predicted(engine.model, batch.input_ids.roll(-turn))
         rows = max(1, _CHUNK_SCORES // vocabulary.size)
         parts = [
-            -F.cross_entropy(engine.model.logits(h).float(), t, reduction="none")  # type: ignore[operator]
+            -F.cross_entropy(engine.logits(h), t, reduction="none")
             for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
         ]
         return torch.cat(parts).cpu().numpy()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from firth.device import activation_dtype
 from firth.errors import ConfigError
 from firth.models.attentive_decoder import AttentiveCache, AttentiveDecoder, Encoded
+from firth.models.checks import check_shape
 from firth.models.layers import Dropout, linear_cross_entropy, round_up
 from firth.models.recurrence import State, Steps
 from firth.models.recurrent import LSTMLayer
@@ -55,6 +56,7 @@ class Seq2SeqConfig:
     """Longest sequence of either side, in tokens; a recurrent network has no window of its own."""
 
     def __post_init__(self) -> None:
+        check_shape(self)
         if self.embedding_size > self.hidden_size:
             raise ConfigError(
                 f"embedding_size {self.embedding_size} is more than hidden_size "

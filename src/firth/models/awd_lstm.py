@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firth.device import activation_dtype
+from firth.models.checks import check_shape
 from firth.models.layers import dropped, linear_cross_entropy, round_up
 from firth.models.recurrence import RecurrentCache, State, Steps, handed_on, taken_up
 from firth.models.recurrent import LSTMLayer
@@ -43,6 +44,11 @@ class AWDLSTMConfig:
     """Of the entries of the recurrent matrices (DropConnect, Wan et al. 2013)."""
     backward: bool = False
     """Reads from right to left."""
+
+    def __post_init__(self) -> None:
+        names = ("output", "hidden", "input", "embedding", "weight")
+        rates = {f"{name}_dropout": getattr(self, f"{name}_dropout") for name in names}
+        check_shape(self, [(f"{n} times dropout", r * self.dropout) for n, r in rates.items()])
 
 
 class AWDLSTM(nn.Module):

@@ -15,6 +15,7 @@ from firth.device import activation_dtype
 from firth.errors import ConfigError
 from firth.models.attention import Mask
 from firth.models.boundary import BoundaryHead
+from firth.models.checks import check_shape
 from firth.models.layers import Activation, Dropout, FeedForward, LanguageModelHead, LayerNorm
 from firth.models.layout import Layout
 from firth.models.mix import pool
@@ -65,6 +66,7 @@ class BertConfig:
     """Place embeddings of the span boundary head; 0 for no such head (Joshi et al. 2020, 3.2)."""
 
     def __post_init__(self) -> None:
+        check_shape(self)
         if self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"

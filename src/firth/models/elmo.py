@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from firth.device import activation_dtype
 from firth.errors import ConfigError
 from firth.models.characters import CharacterEncoder, Filters, Spellings
+from firth.models.checks import check_shape
 from firth.models.layers import Dropout, linear_cross_entropy, round_up
 from firth.models.recurrence import RecurrentCache, State, Steps, handed_on, taken_up
 from firth.models.recurrent import LSTMLayer
@@ -57,9 +58,17 @@ class ElmoConfig:
     """Longest sequence, in words; a recurrent network has no window of its own."""
     dropout: float = 0.1
     samples: int = 8192
-    """Words drawn for the sampled softmax in training; 0 for the full one."""
+    """Draws for the sampled softmax in training, of which each word counts once; 0 for the full
+    one."""
 
     def __post_init__(self) -> None:
+        check_shape(self)
+        widest = max(3, *(width for width, _ in self.filters))
+        if self.max_characters < widest:
+            raise ConfigError(
+                f"max_characters is {self.max_characters}, expected at least {widest}: two marks "
+                "and a byte, and the width of the widest filter"
+            )
         if self.output_size > self.vocab_size:
             raise ConfigError(
                 f"output_size {self.output_size} is more than vocab_size {self.vocab_size}"
@@ -94,8 +103,9 @@ class BiLayer(nn.Module):
         """(N, P) of each direction to the same, and each one's state at the end."""
         outputs, after = [], []
         for direction, one, walk, state in zip(self.directions, x, steps, states, strict=True):
-            y, last = direction(self.dropout(one), walk, state)
-            outputs.append(y + one if self.residual else y)
+            read = self.dropout(one)
+            y, last = direction(read, walk, state)
+            outputs.append(y + read if self.residual else y)
             after.append(last)
         return outputs, after
 

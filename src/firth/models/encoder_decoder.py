@@ -11,6 +11,7 @@ from firth.device import activation_dtype
 from firth.errors import ConfigError
 from firth.models.attention import Mask
 from firth.models.cache import Cache, Extent
+from firth.models.checks import check_shape
 from firth.models.layers import (
     Activation,
     Dropout,
@@ -76,6 +77,7 @@ class EncoderDecoderConfig:
     """Divide attention scores by sqrt(K); T5 has it in the initialisation instead."""
 
     def __post_init__(self) -> None:
+        check_shape(self)
         if self.head_size is None and self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
@@ -171,7 +173,8 @@ class EncoderDecoder(nn.Module):
 
     | parameter                         | Transformer (2017)          | T5                      |
     | --------------------------------- | --------------------------- | ----------------------- |
-    | token embeddings, output matrix   | normal D^-1/2               | normal 1                |
+    | token embeddings                  | normal D^-1/2               | normal 1                |
+    | output matrix of its own          | normal D^-1/2               | normal D^-1/2           |
     | queries                           | Glorot uniform              | normal (D K)^-1/2       |
     | keys, values                      | Glorot uniform              | normal D^-1/2           |
     | attention out                     | Glorot uniform              | normal (H K)^-1/2       |
@@ -206,9 +209,9 @@ class EncoderDecoder(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            elif name in ("embeddings.tokens.weight", "head.weight"):
-                nn.init.normal_(parameter, std=1.0 if t5 else self.config.hidden_size**-0.5)
-            elif "distances" in name:
+            elif name == "embeddings.tokens.weight" and t5:
+                nn.init.normal_(parameter)
+            elif name in ("embeddings.tokens.weight", "head.weight") or "distances" in name:
                 nn.init.normal_(parameter, std=self.config.hidden_size**-0.5)
             else:
                 _draw_matrix(name, parameter, self.config, t5=t5)

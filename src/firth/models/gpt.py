@@ -11,6 +11,7 @@ from firth.device import activation_dtype
 from firth.errors import ConfigError
 from firth.models.attention import Mask
 from firth.models.cache import Cache
+from firth.models.checks import check_shape
 from firth.models.layers import (
     Activation,
     Dropout,
@@ -77,6 +78,7 @@ class GPTConfig:
     LM has learned to."""
 
     def __post_init__(self) -> None:
+        check_shape(self)
         if self.head_size is None and self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"

@@ -100,7 +100,7 @@ def keep_scale(rate: float, device: torch.device) -> float:
 
 
 def _dropped_bytes(rate: float) -> int:
-    return max(1, round(rate * 256))
+    return min(255, max(1, round(rate * 256)))
 
 
 class _DropoutAdd(torch.autograd.Function):
@@ -310,7 +310,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             row = torch.arange(len(target), device=target.device)
             scores = F.linear(h, weight, offset)
             p = torch.softmax(scores, dim=-1)  # (rows, V)
-            losses = p[row, target].float().clamp_min_(1e-37).log_().neg_()
+            # The log of the sum of exponentials, by the largest: small probabilities are 0 in p.
+            whole = scores.amax(dim=-1).float() - p.amax(dim=-1).float().log_()
+            losses = whole[: len(target)] - scores[row, target].float()
             if smoothing:
                 mean = scores[: len(target)].mean(1, dtype=torch.float32)
                 losses += smoothing * (scores[row, target].float() - mean)

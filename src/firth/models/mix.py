@@ -1,11 +1,12 @@
 """From many hidden states to one: the learned layer mix, pooling, and sequence-level heads."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from firth.errors import ConfigError
 from firth.models.layers import Dropout, LayerNorm
 from firth.protocols import Unit
 
@@ -61,8 +62,13 @@ def pool(hidden: Tensor, starts: Tensor, how: Pooling) -> Tensor:
 
     Returns:
         (B, D).
+
+    Raises:
+        ConfigError: for another way.
     """
     device = hidden.device
+    if how not in get_args(Pooling):
+        raise ConfigError(f"pooling {how!r}; expected one of {', '.join(get_args(Pooling))}")
     if how == "first":
         return hidden[starts[:-1].to(device)]
     if how == "last":

@@ -83,6 +83,8 @@ def _jumps(hidden: Tensor, starts: Tensor) -> Tensor:
     """Mean square of the difference between neighbouring states of a sequence."""
     inner = torch.ones(len(hidden) - 1, dtype=torch.bool)
     inner[starts[1:-1] - 1] = False
+    if not inner.any():  # sequences of one token
+        return hidden.new_zeros((), dtype=torch.float32)
     differences = hidden.float().diff(dim=0)[inner.to(hidden.device)]
     return differences.square().mean()
 

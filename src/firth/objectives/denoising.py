@@ -26,7 +26,7 @@ class SpanCorruption:
         source: Thank you <X> me to your party <Y> week
         target: <X> for inviting <Y> last <Z>
 
-    noise "spans": a sequence of n tokens loses round(rate n) in round(rate n / mean_length) spans;
+    noise "spans": a sequence of n tokens loses m = round(rate n) in round(m / mean_length) spans;
     the lengths of the spans, and of the stretches between them, are drawn uniformly among all that
     add up (`random_spans_noise_mask` of the published program). noise "iid": each token is lost
     with probability `rate`, and neighbours that are lost share a sentinel (section 3.3.1). noise

@@ -57,9 +57,9 @@ def roberta(size: str = "mini", vocab_size: int = 8192) -> Recipe:
 
     Departures, for small corpora and machines: sequences of 128 tokens instead of 512; batches of
     8,192 tokens instead of 8,000 sequences; a vocabulary of 8,192 instead of 50,265; peak learning
-    rate 1e-3 up to 4x256 and the paper's 6e-4 above; warm-up 6 % instead of 4.8 %; gradients
-    clipped at 1 instead of not at all; no dropout. One segment row, as in `transformers`, which
-    adds the same to every token.
+    rate 1e-3 up to 4x256 and 6e-4 above (the paper's of base; large has 4e-4 there); warm-up 6 %
+    instead of 4.8 %; gradients clipped at 1 instead of not at all; no dropout. One segment row, as
+    in `transformers`, which adds the same to every token.
     """
     model = replace(_config(size, vocab_size), num_segments=1, position_offset=2, norm_eps=1e-5)
     lr = 1e-3 if model.hidden_size <= 256 else 6e-4
@@ -103,7 +103,9 @@ def modern_bert(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     attention; masking rate 30 % and a trapezoidal schedule as in its section 2.2.
 
     Departures: intermediate size 2/3 of BERT's, so that the gated layer has as many weights;
-    Muon with AdamW for the rest instead of StableAdamW; the rate falls from 30 % to 15 %.
+    Muon with AdamW for the rest instead of StableAdamW; the masking rate falls from 30 % to 15 %,
+    and the learning rate in a line instead of by 1 - sqrt. For small corpora: WordPiece of 8,192
+    instead of BPE of 50,368, sequences of 128 tokens instead of 1,024, batches of 8,192 tokens.
     """
     plain = _config(size, vocab_size)
     gated = gated_size(plain.intermediate_size)

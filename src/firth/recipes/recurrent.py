@@ -43,7 +43,8 @@ def elmo(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     Departures, for small corpora: each document (cut to 64 words) is a sequence of its own, begun
     afresh, instead of streams of 20 words a step (`data.packing streams` is the paper's way);
     AdamW with a trapezoid instead of Adagrad (`training.optimizer.type Adagrad` with a constant
-    rate is the paper's); 1,024 words a batch, which at equal time is well ahead of 4,096.
+    rate and `training.clip 0.5` is the program's); 1,024 words a batch, which at equal time is well
+    ahead of 4,096.
     """
     if size not in _ELMO:
         raise ConfigError(f"no size {size!r} of elmo; {suggest(size, _ELMO)}")
@@ -139,6 +140,9 @@ def awd_lstm_2018(size: str = "base", vocab_size: int = 33_280) -> Recipe:
     NT-ASGD with a constant rate of 30 and a patience of 5 validations, 80 streams of 70 words, full
     dropouts, words as the vocabulary. WikiText is cut into words already: give it with
     `--documents line`.
+
+    Departures: 20,000 steps instead of 750 passes; the second training with averaging from its
+    first step on, which the paper calls fine-tuning, is left out.
     """
     recipe = awd_lstm(size, vocab_size)
     assert isinstance(recipe.model, AWDLSTMConfig)

@@ -34,6 +34,12 @@ logger = logging.getLogger(__name__)
 _OF_WORD_VECTORS = {*BUDGETS, "batch_tokens", "seed", "accumulation"}
 """Training settings that static word vectors heed, or refuse."""
 
+_OF_SHAPES = {
+    "floor": ("linear", "cosine", "trapezoid", "slanted"),
+    "decay": ("trapezoid",),
+}
+"""Settings of a schedule that only some shapes heed."""
+
 Packing = Literal["documents", "full", "streams"]
 
 
@@ -284,6 +290,17 @@ def _check_spans(recipe: Recipe) -> None:
         raise ConfigError("data.spans needs data.packing to be documents")
 
 
+def _idle_in_training(chosen: Recipe, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if isinstance(chosen.objective, WordContext):
+        for name in settings.keys() - _OF_WORD_VECTORS:
+            yield f"training.{name}", "word vectors have a loop and a rate of their own"
+        return
+    shape = chosen.training.schedule.shape
+    for name in settings.get("schedule", ()):
+        if shape not in _OF_SHAPES.get(name, (shape,)):
+            yield f"training.schedule.{name}", f"the shape is {shape}"
+
+
 def _without_effect(
     chosen: Recipe, settings: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
@@ -308,12 +325,13 @@ def _without_effect(
         idle["reverse"] = "additive attention reads both ways" if model.bidirectional else ""
     if "spans" in settings.get("data", ()) and not _masks_spans(objective):
         yield "data.spans", "only objective.units entity and objective.noise salient mask them"
-    if isinstance(objective, WordContext):
-        for name in settings.get("training", {}).keys() - _OF_WORD_VECTORS:
-            yield f"training.{name}", "word vectors have a loop and a rate of their own"
     for name, reason in idle.items():
         if reason and name in settings.get("model", ()):
             yield f"model.{name}", reason
+    yield from _idle_in_training(chosen, settings.get("training", {}))
+    lengths = "mean_length" in settings.get("objective", ())
+    if lengths and isinstance(objective, SpanCorruption) and objective.noise == "iid":
+        yield "objective.mean_length", "independent noise has spans of whatever length comes"
     if (
         isinstance(objective, MaskedLM)
         and "final_rate" in settings.get("objective", ())

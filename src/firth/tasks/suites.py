@@ -6,7 +6,7 @@ files --read_suite--> pairs;  pairs + score differences --measure--> Accuracies 
 import csv
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -104,6 +104,9 @@ def _pairs(file: Path, suite: Suite) -> Iterator[MinimalPair]:
         rows = read_rows(file, list(wanted.values()), header=True)
     except ConfigError as error:  # the columns are the suite's, not a setting
         raise DataError(f"{error} (every row needs {columns})") from error
+    left_out = set(_OPTIONAL[suite]) - set(wanted)
+    if file_format(file)[0] == ".jsonl":
+        _refuse_later(file, left_out)
     name = file.name.removesuffix("".join(file_format(file)))
     for row in rows:
         cells = _cells(file, wanted, row)
@@ -114,9 +117,23 @@ def _pairs(file: Path, suite: Suite) -> Iterator[MinimalPair]:
         yield MinimalPair(**cells, where=f"{file}: row {row.number}")
 
 
+def _refuse_later(file: Path, names: Set[str]) -> None:
+    """Refuses rows of a .jsonl file that have what its first row has not."""
+    for number, line in enumerate(_lines(file), 1):
+        if line.strip() and (more := sorted(names & json.loads(line).keys())):
+            raise DataError(
+                f"{file}: row {number}: found {more[0]!r}, which the first row has not; expected "
+                "it in every row, or in none"
+            )
+
+
+def _lines(file: Path) -> list[str]:
+    return "".join(read_text(file, "strict", Statistics())).split("\n")
+
+
 def _names(file: Path) -> list[str]:
     """The columns that the first row of a file has; [] where it is no such row."""
-    lines = "".join(read_text(file, "strict", Statistics())).split("\n")
+    lines = _lines(file)
     first = next((line for line in lines if line.strip()), "")
     kind, _ = file_format(file)
     if kind in SEPARATORS:

@@ -20,13 +20,15 @@ def bleu(outputs: Sequence[str], references: Sequence[str], *, method: str) -> R
         only where these agree.
 
     Raises:
-        DataError: if there are not as many references as outputs.
+        DataError: if there are not as many references as outputs, or none.
         UnsupportedError: if sacreBLEU is not installed.
     """
     if len(outputs) != len(references):
         raise DataError(
             f"{len(outputs):,} outputs and {len(references):,} references; expected one a line"
         )
+    if not outputs:
+        raise DataError("no outputs and no references; expected at least one line of each")
     scores = sacrebleu_metrics()
     metrics, signatures = {}, {}
     for name, metric in (("bleu", scores.BLEU()), ("chrf", scores.CHRF())):

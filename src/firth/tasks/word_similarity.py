@@ -3,6 +3,7 @@
 files --read_similarity_sets--> pairs;  pairs + vectors --similarity_report--> Report
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ def read_similarity_sets(path: str | Path) -> list[SimilaritySet]:
         raise DataError(f"{path}: no .txt or .tsv file (also .gz, .zst) of pairs of words")
     names = [file.name.split(".")[0] for file in files]
     if len(set(names)) < len(names):  # of several folders
-        names = [str(file.relative_to(path)) for file in files]
+        common = os.path.commonpath([file.parent for file in files])
+        names = [str(file.relative_to(common)) for file in files]
     return [_read(file, name) for file, name in zip(files, names, strict=True)]
 
 

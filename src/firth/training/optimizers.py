@@ -104,10 +104,15 @@ def _parts(named: Sequence[tuple[str, nn.Parameter]]) -> dict[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Adagrad:
-    """Adagrad (Duchi et al. 2011), which ELMo was trained with: w -= lr g / sqrt(sum of g^2)."""
+    """Adagrad (Duchi et al. 2011), which ELMo was trained with: w -= lr g / sqrt(sum of g^2).
+
+    The program bilm-tf begins its sums with 1 and has gradients of 20 times the loss (a step has 20
+    words), clipped at 10. That is a beginning of 1/400 and `Training.clip` 0.5 for those of the
+    loss itself.
+    """
 
     lr: float = 0.2
-    initial: float = 1.0
+    initial: float = 1 / 400
     """What the sums of squares begin with."""
 
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:

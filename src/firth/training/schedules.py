@@ -38,7 +38,7 @@ class Schedule:
     decay: float = 0.4
     """Share of all steps that a trapezoid's last leg takes."""
     floor: float = 0.0
-    """Factor at the end."""
+    """Factor at the end; inverse_sqrt and constant have none."""
 
     def __post_init__(self) -> None:
         if self.warmup < 0 or not 0 <= self.floor <= 1 or not 0 < self.decay <= 1:

@@ -55,9 +55,9 @@ class Done:
     seconds: float = 0.0
 
     @property
-    def mean(self) -> float:
-        """Loss of a prediction."""
-        return self.loss / max(1, self.measured)
+    def mean(self) -> float | None:
+        """Loss of a prediction; None where none was measured."""
+        return self.loss / self.measured if self.measured else None
 
 
 class Learner(Protocol):
@@ -195,19 +195,22 @@ class NegativeSampling:
         draw = int(random_stream(self.seed, _DRAW, step).integers(1, 1 << 62))
         return self._run(self.text[int(order[place])], rate, draw, _REPORT)
 
-    def held_out(self, source: TokenSource, most: int) -> float:
-        """Mean loss of a prediction in other text, of about `most` tokens of it."""
+    def held_out(self, source: TokenSource, most: int) -> float | None:
+        """Mean loss of a prediction in other text, of about `most` tokens; None without any."""
         text = Stretches.of(source, longest=self.longest, tokens=self.stretch)
         count = min(len(text), -(-most // self.stretch))
         return _sum([self._run(text[i], 0.0, 1 + i, 1) for i in range(count)]).mean
 
     def fill(self, model: Static) -> None:
-        """Composed input vectors; zeros for special tokens; rows of n-grams; output vectors."""
+        """Composed input vectors, without the own rows of words that are not in the text."""
         import torch
 
         vectors = model.embeddings.tokens.weight.detach().numpy()
         inputs = self.arrays["inputs"]
         self._compiled.compose(inputs, self._rows, self._row_starts, vectors)
+        for word in np.flatnonzero(self.counts == 0):
+            ngrams = self._rows[self._row_starts[word] + 1 : self._row_starts[word + 1]]
+            vectors[word] = inputs[ngrams].mean(0) if len(ngrams) else 0.0
         with torch.no_grad():
             if model.embeddings.ngrams is not None:
                 ngrams = torch.from_numpy(inputs[len(vectors) :])
@@ -260,7 +263,9 @@ class CoOccurrences:
         weights -= 0.5
         weights /= config.hidden_size
         biases = (rng.random(shape[:2], np.float32) - 0.5) / config.hidden_size
-        self._known = known
+        self._seen = np.zeros(len(words), bool)
+        for side in self.pairs:
+            self._seen[side] = True
         self.arrays: Arrays = {
             "weights": weights,
             "squares": np.ones(shape, np.float32),
@@ -286,15 +291,17 @@ class CoOccurrences:
             np.float32(objective.alpha),
             rate,
         )
-        return Done(loss, 2 * len(counts), len(counts), time.perf_counter() - begin)
+        first, second = (side[chosen] for side in self.pairs)
+        cells = 2 * len(counts) - int((first == second).sum())
+        return Done(loss, cells, len(counts), time.perf_counter() - begin)
 
     def fill(self, model: Static) -> None:
-        """The sums of both vectors of each word; zeros for special tokens."""
+        """The sums of both vectors of each word; zeros for what stands in no pair."""
         import torch
 
-        vectors = self.arrays["weights"].sum(0) * self._known[:, None]
+        vectors = torch.from_numpy(self.arrays["weights"].sum(0) * self._seen[:, None])
         with torch.no_grad():
-            model.embeddings.tokens.weight.copy_(torch.from_numpy(vectors))
+            model.embeddings.tokens.weight.copy_(vectors)
 
 
 def count_pairs(
