@@ -113,10 +113,14 @@ def contenders(batch: int) -> list[Contender]:
         Contender(
             name=name,
             work="transformers",
-            options={"batch": batch, "bf16": best},
-            tuned_allocator=best,
+            options={"batch": batch, "bf16": bf16},
+            tuned_allocator=tuned,
         )
-        for name, best in (("generate as installed", False), ("generate, bf16", True))
+        for name, bf16, tuned in (
+            ("generate as installed", False, False),
+            ("generate, float32", False, True),
+            ("generate, bf16", True, True),
+        )
     ]
     return [ours, *theirs]
 

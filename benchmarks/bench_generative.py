@@ -115,6 +115,12 @@ def gpt2_of(shape: Shape, tokenizer: Any) -> tuple[Any, Any]:
     """The peer's decoder, and what makes its batches, as `run_clm.py` has them."""
     from transformers import DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel
 
+    class WithoutSegments(DataCollatorForLanguageModeling):
+        def __call__(self, features: list[dict[str, Any]], *more: Any) -> dict[str, Any]:
+            # GPT-2 would add the embedding of their number to each token.
+            kept = [{k: v for k, v in one.items() if k != "token_type_ids"} for one in features]
+            return super().__call__(kept, *more)
+
     config = GPT2Config(
         vocab_size=shape.vocab_size,
         n_embd=shape.width,
@@ -124,7 +130,7 @@ def gpt2_of(shape: Shape, tokenizer: Any) -> tuple[Any, Any]:
         bos_token_id=tokenizer.cls_token_id,
         eos_token_id=tokenizer.sep_token_id,
     )
-    return GPT2LMHeadModel(config), DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    return GPT2LMHeadModel(config), WithoutSegments(tokenizer, mlm=False)
 
 
 def t5_of(shape: Shape, tokenizer: Any) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ there, else the papers and sentences of `firth demo`.
 """
 
 import gzip
+import hashlib
 import os
 import shutil
 import tempfile
@@ -20,7 +21,11 @@ from firth.text.tokenizers import Tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 DEMO = ROOT / "src" / "firth" / "demo_data"
-CACHE = Path(tempfile.gettempdir()) / "firth-benchmarks"
+_MAKERS = [ROOT / "benchmarks" / f"{name}.py" for name in ("data", "peers")]
+_MAKERS += sorted((ROOT / "benchmarks").glob("bench_*.py"))
+_STATE = hashlib.sha256(b"".join(maker.read_bytes() for maker in _MAKERS)).hexdigest()[:8]
+CACHE = Path(tempfile.gettempdir()) / "firth-benchmarks" / _STATE
+"""Of what this state of the scripts makes: a changed script makes its own anew."""
 SEQUENCE = 128
 """Tokens of a pre-training sequence, special tokens included."""
 

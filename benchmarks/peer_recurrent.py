@@ -10,12 +10,17 @@ from torch.func import functional_call
 
 
 class PlainBiLM(nn.Module):
-    """Convolutions over every word's 50 characters, projected `nn.LSTM`s, a full softmax."""
+    """Convolutions over words' characters, projected `nn.LSTM`s, a full softmax.
 
-    def __init__(self, config: Any, tokenizer: Any) -> None:
+    The obvious way convolves all 50 characters of every word; `distinct` does so once for each
+    distinct word of a batch, up to the end of the longest.
+    """
+
+    def __init__(self, config: Any, tokenizer: Any, *, distinct: bool) -> None:
         super().__init__()
-        from firth.models.characters import NUM_CHARACTERS, Spellings
+        from firth.models.characters import NUM_CHARACTERS, PADDING, Spellings
 
+        self.distinct, self.padding = distinct, PADDING
         self.config = config
         words = tokenizer.open()
         table = Spellings(words, config.max_characters).of(np.arange(len(words)))
@@ -61,7 +66,17 @@ class PlainBiLM(nn.Module):
         return (first + second) / 2
 
     def embed(self, ids: Tensor) -> Tensor:
-        x = self.characters(self.spelled[ids]).transpose(1, 2)  # (N, dim, 50)
+        if not self.distinct:
+            return self.spell(self.spelled[ids])
+        known, place = ids.unique(return_inverse=True)
+        spelled = self.spelled[known]
+        used = int((spelled != self.padding).sum(1).max())
+        used += max(convolution.kernel_size[0] for convolution in self.convolutions)
+        return self.spell(spelled[:, :used])[place]
+
+    def spell(self, characters: Tensor) -> Tensor:
+        """(n, up to 50) characters to (n, P)."""
+        x = self.characters(characters).transpose(1, 2)  # (n, dim, 50)
         y = torch.cat([F.relu(conv(x).amax(2)) for conv in self.convolutions], 1)
         for new, gate in zip(self.new, self.gate, strict=True):
             share = torch.sigmoid(gate(y))
