@@ -223,7 +223,7 @@ def test_a_run_with_salient_spans(tmp_path, papers):
     )
     firth.pretrain(chosen, firth.Corpus.from_texts(papers[:60]), tmp_path / "run")
     losses = [row["valid_loss"] for row in read_metrics(tmp_path / "run") if "valid_loss" in row]
-    assert losses[1] < losses[0] - 0.3
+    assert losses[1] < losses[0] < np.log(700) - 2
     again = SpanCorruption(noise="salient")
     tokenizer = Tokenizer.load(tmp_path / "run")
     drawn = sequences_with_names(papers[:60], tokenizer, tmp_path)

@@ -36,7 +36,7 @@ def _with_blank(tokenizer: Tokenizer, ids: np.ndarray, at: int) -> Encoding:
     vocabulary = tokenizer.vocabulary
     inside = ids.astype(np.int64)
     inside[at] = vocabulary.mask
-    before, after = (tokenizer.decode(part) for part in (ids[:at], ids[at + 1 :]))
+    before, after = (tokenizer.decode(part.tolist()) for part in (ids[:at], ids[at + 1 :]))
     whole = np.array([vocabulary.first, *inside, vocabulary.last])
     return Encoding(
         text=f"{before} {tokenizer.token(vocabulary.mask)} {after}".strip(),
