@@ -26,7 +26,7 @@ _BLANKS = (
 )
 _LABELS, _DEV = 1000, 250
 _SEEDS = (0, 1, 2)
-_SLOW = 100
+_SLOW = 50
 """Fewer steps of pre-training in a minute than this, and training for the task is cut by half."""
 _LONGEST = 300.0
 """Seconds: further seeds are run if all is done by then."""
