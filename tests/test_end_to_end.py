@@ -210,6 +210,14 @@ def test_a_finished_run_stays_as_it_is(story):
     assert (story.path / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_files_of_a_run_have_the_rights_of_any_other(story, tmp_path):
+    (tmp_path / "plain").touch()
+    expected = (tmp_path / "plain").stat().st_mode
+    model = next(path for path in story.path.rglob("model.safetensors"))
+    assert model.stat().st_mode == expected
+    assert {path.stat().st_mode for path in story.path.rglob("*.safetensors")} == {expected}
+
+
 def test_a_run_directory_holds_no_pickle(story):
     files = [path for path in story.path.rglob("[!.]*") if path.is_file()]
     plain = {".json", ".jsonl", ".md", ".safetensors", ".tokens", ".words", ".documents", ""}
@@ -625,6 +633,9 @@ def test_predict_reads_lines_tables_and_stdin_alike(fine_tuned, tables, tmp_path
     from_lines = good("predict", fine_tuned, lines, "--json")
     assert len(from_lines.splitlines()) == 8
     assert good("predict", fine_tuned, table, "--json") == from_lines
+    for other, name in ((lines, "New.TXT"), (table, "new.txt.tsv")):
+        renamed = shutil.copy(other, tmp_path / name)
+        assert good("predict", fine_tuned, renamed, "--json") == from_lines
     assert good("predict", fine_tuned, "-", "--json", stdin=lines.read_text()) == from_lines
 
 
@@ -769,6 +780,13 @@ def test_embed_of_an_empty_file_gives_no_rows(tiny_run, tmp_path):
     for unit in ("sentence", "word"):
         good("embed", tiny_run, tmp_path / "empty.txt", "-o", tmp_path / "x.npy", "--unit", unit)
         assert np.load(tmp_path / "x.npy").shape == (0, 128)
+
+
+def test_fill_needs_a_text_and_shows_it_as_it_is(tiny_run):
+    none = run("fill", tiny_run)
+    assert none.code == 2
+    assert "no text was given" in none.err
+    assert "Ó" in good("fill", tiny_run, "Ó [MASK]", "--json")
 
 
 def test_fill(tiny_run, lm):

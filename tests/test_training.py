@@ -307,14 +307,15 @@ def test_settings_out_of_range_are_refused(name, value):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_compiled_steps_have_the_same_losses():
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_compiled_steps_have_the_same_losses(dropout):
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
         training = Training(
             optimizer=AdamW(lr=1e-3), compile=compiled, precision="float32", workers=0
         )
-        state = State.begin(tiny_modern_bert(num_layers=2), training)
+        state = State.begin(tiny_modern_bert(num_layers=2, dropout=dropout), training)
         run = steps(state, MaskedLM(), batches(4), training, total_steps=4)
         found.append([step.loss for step in run])
     assert found[1] == pytest.approx(found[0], rel=1e-5)

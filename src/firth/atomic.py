@@ -11,6 +11,11 @@ from safetensors import SafetensorError
 
 from firth.errors import ResourceError
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+_MODE = 0o666 & ~_UMASK
+"""Of files as the user's umask has them: safetensors writes some that only their owner may read."""
+
 TEMPORARY = ".part"
 """Ends the name of a file or directory that is being written."""
 
@@ -38,6 +43,7 @@ def write_file(
     try:
         with resource_errors(path, needed):
             write(temporary)
+            temporary.chmod(_MODE)
             sync(temporary)
             os.replace(temporary, path)
     finally:
@@ -62,6 +68,8 @@ def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:
             temporary.mkdir(parents=True)
             fill(temporary)
             for file in temporary.iterdir():
+                if file.is_file():
+                    file.chmod(_MODE)
                 sync(file)
             sync(temporary)
             if path.exists():

@@ -134,6 +134,9 @@ def _join(recipe: Recipe, device: str) -> tuple[Ranks, torch.device]:
         raise ConfigError(
             "word vectors are trained by the threads of one process; start it without torchrun"
         )
+    if recipe.data.packing == "streams" and ranks.world > 1:
+        leave()
+        raise ConfigError("streams carry their state on; train in one process, without torchrun")
     return ranks, torch_device
 
 

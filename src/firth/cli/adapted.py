@@ -16,6 +16,7 @@ from firth.protocols import Example
 from firth.tasks.columns import looks_like_columns
 from firth.tasks.suites import Suite
 from firth.tasks.tagging import Tagged
+from firth.text.files import file_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def predict(arguments: Sequence[str]) -> None:
 
 def _examples(model: AdaptedModel, file: str) -> list[Example]:
     """The lines of a text, or the texts of a table."""
-    if file != "-" and ".txt" not in Path(file).suffixes:
+    if file != "-" and file_format(Path(file))[0] != ".txt":
         return model.task.read(file, labelled=False)
     lines = read_lines(file)
     if model.task.unit == "word" and looks_like_columns(lines):

@@ -127,6 +127,8 @@ def fill(arguments: Sequence[str]) -> None:
     options = parse(Fill, arguments, "fill")
     model = _load(options.model, options.device)
     texts = list(options.texts)
+    if not texts:
+        raise ConfigError('no text was given: firth fill RUN "The [MASK] was late."')
     if model.tokenizer.vocabulary.mask != ABSENT:
         mask = model.tokenizer.token(model.tokenizer.vocabulary.mask)
         texts = [text.replace("[MASK]", mask) for text in texts]
@@ -135,7 +137,8 @@ def fill(arguments: Sequence[str]) -> None:
         for place, candidates in enumerate(blanks, 1):
             if options.json:
                 rows = [vars(candidate) for candidate in candidates]
-                print(json.dumps({"text": text, "blank": place, "candidates": rows}))
+                record = {"text": text, "blank": place, "candidates": rows}
+                print(json.dumps(record, ensure_ascii=False))
                 continue
             for candidate in candidates:
                 print(f"{candidate.probability:.4f}\t{candidate.token}\t{candidate.text}")

@@ -135,7 +135,20 @@ class _Dropout(torch.autograd.Function):
 
 def dropped(x: Tensor, rate: float) -> Tensor:
     """`x` with a share `rate` of its entries set to zero, and the others scaled up."""
-    return _Dropout.apply(x, rate) if rate > 0 else x  # type: ignore[return-value]
+    if rate <= 0:
+        return x
+    drop = _Dropout.apply if x.device.type != "cpu" else _drop_on_cpu
+    return drop(x, rate)  # type: ignore[return-value]
+
+
+@uncompiled  # numpy draws the bytes
+def _drop_on_cpu(x: Tensor, rate: float) -> Tensor:
+    return _Dropout.apply(x, rate)  # type: ignore[return-value]
+
+
+@uncompiled  # numpy draws the bytes
+def _drop_and_add_on_cpu(residual: Tensor, x: Tensor, rate: float) -> Tensor:
+    return _DropoutAdd.apply(residual, x, rate)  # type: ignore[return-value]
 
 
 class Dropout(nn.Module):
@@ -156,7 +169,8 @@ class Dropout(nn.Module):
         """The sum residual + dropout(x)."""
         if not self.active:
             return residual + x
-        return _DropoutAdd.apply(residual, x.to(residual.dtype), self.rate)  # type: ignore[return-value]
+        add = _DropoutAdd.apply if x.device.type != "cpu" else _drop_and_add_on_cpu
+        return add(residual, x.to(residual.dtype), self.rate)  # type: ignore[return-value]
 
 
 _GELUS = {"gelu": "none", "gelu_tanh": "tanh"}

@@ -250,7 +250,8 @@ def _evaluate(
     if state.average is not None:
         state.average.notice(loss)
     better = loss < record["best_loss"]
-    record["best_loss"] = min(loss, record["best_loss"])
+    if better:  # never NaN
+        record["best_loss"] = loss
     if tracker:
         tracker.write(_validation_row(losses, loss, state, record["seconds"], run, better))
         for line in lines:
