@@ -161,11 +161,11 @@ def test_a_run_keeps_its_languages(tmp_path, papers):
     firth.pretrain(recipe, both, tmp_path / "run", valid=both)
     begun = (tmp_path / "run" / "metrics.jsonl").read_text()
     more = MultilingualCorpus.of(text)
-    for other in (more, text["a"]):
-        with pytest.raises(DataError, match=r"holds text of a, b, expected"):
+    for other, named in ((more, "train of c, valid of c"), (text["a"], "train, train of a, ")):
+        with pytest.raises(DataError, match=rf"other text \({named}"):
             firth.pretrain(recipe, other, tmp_path / "run", valid=other)
     firth.pretrain(recipe, text["a"], tmp_path / "plain", valid=text["b"])
-    with pytest.raises(DataError, match="holds text of one language, unnamed, expected a, b"):
+    with pytest.raises(DataError, match=r"other text \(train, train of a, "):
         firth.pretrain(recipe, both, tmp_path / "plain", valid=both)
     firth.pretrain(recipe, both, tmp_path / "run", valid=both)  # goes on, being at its end
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == begun

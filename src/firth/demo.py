@@ -11,7 +11,7 @@ from rich.table import Table
 
 from firth.adaptation import FineTuning
 from firth.api import LanguageModel, adapt, pretrain
-from firth.api.pretraining import read_recipe
+from firth.api.run_directory import read_recipe
 from firth.models import build
 from firth.protocols import Example, Report
 from firth.recipes import Recipe, recipe

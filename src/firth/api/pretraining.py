@@ -1,22 +1,20 @@
 """`pretrain`: from a corpus to a run directory, in steps that a killed run takes up again."""
 
-import json
 import logging
-import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from firth import __version__
 from firth.api.continuing import copy_weights, own_tokenizer
 from firth.api.language_model import LanguageModel, show_words
 from firth.api.model_card import is_recurrent, model_card
+from firth.api.run_directory import begin, keep_recipe, only_writer, read_recipe, refuse_foreign
 from firth.api.static_training import train_static
 from firth.api.training_text import (
     AnyCorpus,
@@ -29,12 +27,10 @@ from firth.api.training_text import (
     write_training_text,
 )
 from firth.atomic import write_text
-from firth.config import from_dict, read_json, to_dict
 from firth.device import pick_device, prepare_process
 from firth.errors import ConfigError
 from firth.inference.forward import Engine
 from firth.inference.samples import continued_texts, filled_blanks, written_texts
-from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import load_model, save_model
 from firth.models import (
     EncoderDecoderConfig,
@@ -90,8 +86,8 @@ def pretrain(
         The trained model.
 
     Raises:
-        ConfigError: if `output` holds a run with other settings.
-        DataError: if the corpus cannot be read.
+        ConfigError: if `output` holds a run with other settings, or another process trains there.
+        DataError: if the corpus cannot be read, or is not the one that the run was begun with.
         DivergedError: if training breaks down.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
@@ -106,20 +102,11 @@ def pretrain(
         check_languages(corpus, valid)
     run = Path(output)
     ranks, torch_device = _join(recipe, device)
-    if ranks.first:
-        _prepare(run, recipe, corpus, valid, tokenizer)
-    wait(ranks)
-    resolved = read_recipe(run)
-    text = {part: open_training_text(run, part, resolved) for part in ("train", "valid")}
-    if isinstance(resolved.objective, WordContext):
-        keep = partial(_keep_recipe, run)
-        train_static(
-            run, resolved, text, tensorboard=tensorboard, resume_hint=resume_hint, keep=keep
-        )
-    else:
-        resolved = _fix_steps(run, resolved, text["train"], ranks, torch_device)
-        how = _How(ranks, torch_device, tensorboard, resume_hint, start)
-        _train(run, resolved, text, how)
+    with only_writer(run) if ranks.first else nullcontext():
+        if ranks.first:
+            _prepare(run, recipe, corpus, valid, tokenizer)
+        wait(ranks)
+        _train(run, _How(ranks, torch_device, tensorboard, resume_hint, start))
     leave()
     loaded = load_model(run)  # the averaged weights, where they are kept
     return LanguageModel(
@@ -140,12 +127,6 @@ def _join(recipe: Recipe, device: str) -> tuple[Ranks, torch.device]:
     return ranks, torch_device
 
 
-def read_recipe(run: Path) -> Recipe:
-    """The resolved recipe of a run directory."""
-    record = read_json(run / "recipe.json")
-    return from_dict(Recipe, record["recipe"], where=str(run / "recipe.json"))
-
-
 def _prepare(
     run: Path,
     recipe: Recipe,
@@ -154,34 +135,20 @@ def _prepare(
     tokenizer: Tokenizer | None,
 ) -> None:
     """Tokenizer, shards and the resolved recipe: whatever is not there yet."""
-    _refuse_foreign(run)
-    run.mkdir(parents=True, exist_ok=True)
-    requested = json.loads(json.dumps(to_dict(recipe)))
-    begun = _check_same(run, requested)
     if valid is None:
         corpus, valid = corpus.split(valid=recipe.data.valid, seed=recipe.training.seed)
+    corpora: dict[str, AnyCorpus] = {"train": corpus, "valid": valid}
+    refuse_foreign(run, corpora)
+    begun = begin(run, recipe, corpora)
     tokenizer = _tokenizer(run, recipe, (corpus, valid), tokenizer)
     segments = recipe.model.num_segments > 0
     tokenizer.save(run, model_max_length=recipe.max_length, segments=segments)
     find = _annotator(recipe, corpus)
-    for part, documents in (("train", corpus), ("valid", valid)):
+    for part, documents in corpora.items():
         write_training_text(documents, tokenizer, run, part, find)
         logger.info("%s text: %s", part, open_training_text(run, part, recipe).describe())
     if not begun:
-        _write_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size), requested)
-
-
-def _refuse_foreign(run: Path) -> None:
-    """Keeps a run from writing over, or clearing away, what firth has not put there."""
-    refuse_to_overwrite(run, "recipe.json")
-    if (run / "recipe.json").exists():
-        return
-    for name in ("data", "tokenizer.json", "README.md"):
-        if (run / name).exists():
-            raise ConfigError(
-                f"{run / name} is there already and is not of a run of firth, which would write "
-                "its own in its place; choose a new directory with -o"
-            )
+        keep_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size))
 
 
 def _annotator(recipe: Recipe, corpus: AnyCorpus) -> Callable[[], Annotator] | None:
@@ -225,45 +192,6 @@ def _train_tokenizer(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus) -> Tok
     return tokenizer
 
 
-def _check_same(run: Path, requested: Any) -> bool:
-    """Whether training has begun here with these settings.
-
-    What an attempt with other settings left behind before training is removed.
-    """
-    record = read_json(run / "recipe.json") if (run / "recipe.json").is_file() else None
-    if record is None or (record["recipe"] is None and record["requested"] != requested):
-        if record is not None:
-            (run / "tokenizer.json").unlink(missing_ok=True)
-            shutil.rmtree(run / "data", ignore_errors=True)
-        _write_recipe(run, None, requested)
-        return False
-    # Settings that came after the run was begun have their defaults.
-    asked = from_dict(Recipe, record["requested"], where=str(run / "recipe.json"))
-    before = json.loads(json.dumps(to_dict(asked)))
-    if requested == before:
-        return record["recipe"] is not None
-    changed = ", ".join(_differences(requested, before))
-    raise ConfigError(
-        f"{run} holds a run with other settings ({changed}); give the settings it was started with "
-        "to resume it, or choose another directory with -o"
-    )
-
-
-def _differences(new: Any, old: Any, place: str = "") -> list[str]:
-    if isinstance(new, dict) and isinstance(old, dict):
-        found = []
-        for key in sorted({*new, *old}):
-            inner = f"{place}.{key}" if place else key
-            found += _differences(new.get(key), old.get(key), inner)
-        return found
-    return [] if new == old else [f"{place}: {old} there, {new} now"]
-
-
-def _write_recipe(run: Path, recipe: Recipe | None, requested: Any) -> None:
-    record = {"firth": __version__, "recipe": to_dict(recipe), "requested": requested}
-    write_text(run / "recipe.json", json.dumps(record, indent=1))
-
-
 def _new_model(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> LanguageModelNetwork:
     torch.manual_seed(recipe.training.seed)
     model = build(recipe.model).to(device)
@@ -289,14 +217,9 @@ def _fix_steps(
     fixed = replace(training, steps=total, tokens=None, epochs=None, minutes=None)
     recipe = replace(recipe, training=fixed)
     if ranks.first:
-        _keep_recipe(run, recipe)
+        keep_recipe(run, recipe)
     wait(ranks)
     return read_recipe(run)
-
-
-def _keep_recipe(run: Path, recipe: Recipe) -> None:
-    """Puts the recipe with its budget in steps on record."""
-    _write_recipe(run, recipe, read_json(run / "recipe.json")["requested"])
 
 
 @dataclass(frozen=True)
@@ -308,7 +231,20 @@ class _How:
     start: LanguageModel | None
 
 
-def _train(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) -> None:
+def _train(run: Path, how: _How) -> None:
+    recipe = read_recipe(run)
+    text = {part: open_training_text(run, part, recipe) for part in ("train", "valid")}
+    if isinstance(recipe.objective, WordContext):
+        keep = partial(keep_recipe, run)
+        train_static(
+            run, recipe, text, tensorboard=how.tensorboard, resume_hint=how.resume_hint, keep=keep
+        )
+    else:
+        recipe = _fix_steps(run, recipe, text["train"], how.ranks, how.device)
+        _train_network(run, recipe, text, how)
+
+
+def _train_network(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) -> None:
     tokenizer = Tokenizer.load(run)
     training, vocabulary = recipe.training, tokenizer.vocabulary
     assert training.steps is not None

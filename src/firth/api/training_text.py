@@ -20,7 +20,6 @@ from firth.text.languages import (
     JoinedLanguages,
     MultilingualCorpus,
     open_tokens,
-    refuse_other_languages,
     smoothed_shares,
     write_languages,
 )
@@ -132,7 +131,6 @@ def write_training_text(
     if isinstance(corpus, MultilingualCorpus):
         write_languages(corpus, tokenizer, folder)
         return
-    refuse_other_languages(folder, ())
     if isinstance(corpus, Corpus):
         shards = write_shards(corpus, tokenizer, folder)
         marks = folder.with_suffix(f".{_MARKS}")
@@ -215,6 +213,14 @@ def _check_languages(recipe: Recipe) -> None:
     if recipe.data.spans != "none":
         raise ConfigError("data.spans is for text of one language; leave it out")
     smoothed_shares([1.0], recipe.data.smoothing)
+
+
+def by_language(corpus: AnyCorpus) -> Iterator[tuple[str, Corpus | ParallelCorpus]]:
+    """The corpus of each language; one alone under no name."""
+    if isinstance(corpus, MultilingualCorpus):
+        yield from corpus.parts
+    else:
+        yield "", corpus
 
 
 def all_texts(corpus: AnyCorpus, smoothing: float) -> Iterator[str]:

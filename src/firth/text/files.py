@@ -9,14 +9,18 @@ import codecs
 import gzip
 import hashlib
 import io
-import itertools
+import logging
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from glob import glob, has_magic
+from itertools import chain, takewhile
 from pathlib import Path
 
 from firth.errors import DataError, UnsupportedError
+
+logger = logging.getLogger(__name__)
 
 FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
@@ -53,7 +57,8 @@ def find_files(paths: Iterable[str | Path]) -> tuple[Path, ...]:
     """The files that `paths` name, in the order given, each once.
 
     A file is taken as it is. A folder gives all files below it that have a known suffix and are not
-    hidden, sorted by path; so does a glob pattern, in which ``**`` stands for any folders.
+    hidden, sorted by path; so does a glob pattern, in which ``**`` stands for any folders. Folders
+    of models and indexes that firth has written there are left out.
 
     Raises:
         DataError: if a path does not exist, has an unknown suffix, or yields no file.
@@ -89,12 +94,34 @@ def _files(path: Path) -> list[Path]:
             "give a file, a folder or a glob pattern"
         )
     files = sorted(file for file in matches if file_format(file)[0] and file.is_file())
+    files = _without_models(files, path)
     if not files:
         raise DataError(
             f"{path}: no text files among {len(matches)} matches; {KNOWN}; "
             "check the path, or rename or convert the files"
         )
     return files
+
+
+def _without_models(files: list[Path], path: Path) -> list[Path]:
+    """Leaves out what lies in a folder of firth's own, unless it is named in `path`."""
+    named = len(path.parts)
+    if not path.is_dir():
+        named = len(list(takewhile(lambda part: not has_magic(part), path.parts)))
+    below = {folder for file in files for folder in file.parents if len(folder.parts) > named}
+    own = sorted(filter(_written_by_firth, below))
+    for folder in own:
+        logger.info("%s: a model or an index, no text; left out", folder)
+    return [file for file in files if not any(file.is_relative_to(folder) for folder in own)]
+
+
+def _written_by_firth(folder: Path) -> bool:
+    """Whether a folder is a run, an adapted model or an index of words."""
+    if (folder / "words.txt").is_file():
+        return any((folder / name).is_file() for name in ("manifest.json", "progress.json"))
+    recipe = folder / "recipe.json"
+    own = recipe.is_file() and b'"requested"' in recipe.read_bytes()
+    return own or (folder / "adaptation.json").is_file()
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
@@ -123,14 +150,22 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 def digest_file(path: Path) -> bytes:
     """A 16-byte hash (BLAKE2b) of the bytes of a file as they lie on disk.
 
+    A file that has kept its size and time of change is read once in the life of the process.
+
     Raises:
         DataError: if the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+        found = path.stat()
+        return _digest_at(path.resolve(), found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest_at(path: Path, _size: int, _changed: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
@@ -195,7 +230,7 @@ def read_text(path: Path, errors: str, statistics: Statistics) -> Iterator[str]:
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     data, offset = b"", 0
-    for chunk in itertools.chain(read_chunks(path), (b"",)):
+    for chunk in chain(read_chunks(path), (b"",)):
         data += chunk
         try:
             text, used = codecs.utf_8_decode(data, errors, not chunk)

@@ -201,37 +201,11 @@ class JoinedLanguages:
 
 
 def write_languages(corpus: MultilingualCorpus, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes token files of each language, their names last.
-
-    Raises:
-        DataError: if the folder holds text of other languages, or of none.
-    """
-    languages = list(corpus.languages)
-    refuse_other_languages(folder, languages)
+    """Writes token files of each language, their names last."""
     for name, documents in corpus.parts:
         with _named(name):
             write_shards(documents, tokenizer, folder / name)
-    write_text(folder / LANGUAGES, json.dumps(languages))
-
-
-def refuse_other_languages(folder: Path, languages: Sequence[str]) -> None:
-    """Refuses to go on in a folder whose text is of other languages (none: of one, unnamed).
-
-    Raises:
-        DataError: if it is.
-    """
-    if (folder / LANGUAGES).is_file():
-        found = json.loads((folder / LANGUAGES).read_text(encoding="utf-8"))
-    elif (folder / MANIFEST).is_file():
-        found = []
-    else:
-        return
-    if found != list(languages):
-        raise DataError(
-            f"{folder}: holds text of {', '.join(found) or 'one language, unnamed'}, expected "
-            f"{', '.join(languages) or 'one language, unnamed'}; give the text that the run was "
-            "started with, or choose another directory with -o"
-        )
+    write_text(folder / LANGUAGES, json.dumps(corpus.languages))
 
 
 def has_tokens(folder: Path) -> bool:

@@ -84,6 +84,10 @@ class ParallelCorpus:
         sources, targets = zip(*kept, strict=True)
         return ParallelCorpus(Lines(sources), Lines(targets))
 
+    def fingerprint(self) -> str:
+        """A hash of all pairs."""
+        return Lines((self.source.fingerprint(), self.target.fingerprint())).fingerprint()
+
     def split(self, *, valid: float, seed: int) -> tuple["ParallelCorpus", "ParallelCorpus"]:
         """Sets a share of the pairs aside, at random.
 

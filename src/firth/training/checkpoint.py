@@ -40,6 +40,8 @@ def save(run: Path, state: State, record: dict[str, Any], *, best: bool = False)
     """
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"step-*{TEMPORARY}"):  # of a process that was killed while it wrote
+        shutil.rmtree(left)
     path = folder / f"step-{state.step:08d}"
     files = {
         "model.safetensors": dict(state.model.named_parameters()),
@@ -61,10 +63,10 @@ def save(run: Path, state: State, record: dict[str, Any], *, best: bool = False)
         (temporary / "state.json").write_text(text, encoding="utf-8")
 
     write_directory(path, fill)
-    write_text(folder / "last", path.name)
     if best:
         write_text(folder / "best", path.name)
-    _remove_old(folder)
+    write_text(folder / "last", path.name)
+    _remove_others(folder, path)
     return path
 
 
@@ -148,12 +150,16 @@ def _load_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str,
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
-def _remove_old(folder: Path, keep: int = 2) -> None:
+def _remove_others(folder: Path, last: Path, keep: int = 2) -> None:
+    """Leaves the best checkpoint, the last and the one before; of a course given up, none."""
     best = folder / "best"
     kept = {best.read_text(encoding="utf-8").strip()} if best.is_file() else set()
-    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    for path in found[:-keep]:
-        if path.name not in kept:
-            shutil.rmtree(path)
-    for path in folder.glob(f"step-*{TEMPORARY}"):  # of a process that was killed while it wrote
-        shutil.rmtree(path)
+    found = sorted(_step(path) for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    kept |= {f"step-{step:08d}" for step in [s for s in found if s <= _step(last)][-keep:]}
+    for step in found:
+        if (name := f"step-{step:08d}") not in kept:
+            shutil.rmtree(folder / name)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

@@ -1,0 +1,159 @@
+"""The run directory: one text, one writer, and nothing of it in the corpus."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import firth
+from firth.api.run_directory import only_writer
+from firth.errors import ConfigError, DataError
+from firth.text.files import find_files
+from firth.training import State, Training, checkpoint
+from tests.sources import tiny_bert
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def recipe(steps: int = 4) -> firth.Recipe:
+    chosen = firth.recipe("bert", size="tiny", vocab_size=300)
+    return chosen.with_settings({"training.steps": steps, "training.batch_tokens": 512})
+
+
+def letters(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in ("a.txt", "b.txt"):
+        lines = (f"{name} has line {i} of a letter about the weather." for i in range(300))
+        (folder / name).write_text("\n\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def train(corpus: Path, run: Path, **more) -> None:
+    firth.pretrain(recipe(), firth.Corpus.from_files(corpus, documents="block"), run, **more)
+
+
+def test_a_run_inside_its_corpus_is_no_part_of_it(tmp_path):
+    folder = letters(tmp_path / "letters")
+    train(folder, folder / "run")
+    assert (folder / "run" / "metrics.jsonl").is_file()
+    train(folder, folder / "run")  # which it could not do if its own files were text
+    assert [file.name for file in find_files([folder])] == ["a.txt", "b.txt"]
+    assert [file.name for file in find_files([str(folder / "**" / "*")])] == ["a.txt", "b.txt"]
+    named = find_files([str(folder / "run" / "*.jsonl")])
+    assert [file.name for file in named] == ["metrics.jsonl"]
+
+
+def test_a_recipe_of_another_kind_hides_nothing(tmp_path):
+    folder = letters(tmp_path / "cooking")
+    (folder / "recipe.json").write_text('{"soup": "onions"}', encoding="utf-8")
+    assert len(find_files([tmp_path])) == 2
+
+
+def test_a_run_is_not_put_among_its_own_text(tmp_path):
+    folder = letters(tmp_path / "letters")
+    with pytest.raises(ConfigError, match=r"a\.txt lies in .*letters.*choose another"):
+        train(folder, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("deleted", [(), ("train",), ("train", "valid")])
+def test_a_begun_run_does_not_go_on_with_other_text(tmp_path, deleted):
+    """Not even where the token files, which also know their text, are gone."""
+    folder, run = letters(tmp_path / "letters"), tmp_path / "run"
+    train(folder, run)
+    weights = (run / "model.safetensors").read_bytes()
+    for part in deleted:
+        for file in (run / "data" / part).iterdir():
+            file.unlink()
+        (run / "data" / part).rmdir()
+    (folder / "c.txt").write_text("Another letter.", encoding="utf-8")
+    with pytest.raises(DataError, match=r"other text \(train, valid\).*choose another"):
+        train(folder, run)
+    assert (run / "model.safetensors").read_bytes() == weights
+    (folder / "c.txt").unlink()
+    train(folder, run)
+
+
+def test_an_attempt_that_never_began_leaves_no_tokenizer_to_other_text(tmp_path, monkeypatch):
+    def stop(*_arguments, **_named):
+        raise KeyboardInterrupt
+
+    folder, run = letters(tmp_path / "letters"), tmp_path / "run"
+    with monkeypatch.context() as context:
+        context.setattr("firth.api.training_text.write_shards", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, run)
+    before = (run / "tokenizer.json").read_bytes()
+    for file in folder.iterdir():
+        text = file.read_text(encoding="utf-8").replace("letter", "Brief")
+        file.write_text(text, encoding="utf-8")
+    train(folder, run)
+    assert (run / "tokenizer.json").read_bytes() != before
+
+
+def test_other_marked_spans_are_other_text(tmp_path):
+    folder, run = letters(tmp_path / "letters"), tmp_path / "run"
+    phrases = tmp_path / "phrases.txt"
+    phrases.write_text("the weather\n", encoding="utf-8")
+    chosen = recipe().with_settings({"data.spans": str(phrases), "objective.units": "entity"})
+    corpus = firth.Corpus.from_files(folder, documents="block")
+    firth.pretrain(chosen, corpus, run)
+    phrases.write_text("a letter\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"other text \(spans\)"):
+        firth.pretrain(chosen, corpus, run)
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path):
+    folder, run = letters(tmp_path / "letters"), tmp_path / "run"
+    hold = (
+        "import sys, time; from pathlib import Path\n"
+        "from firth.api.run_directory import only_writer\n"
+        "with only_writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", hold, str(run)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another process is training in"):
+            train(folder, run)
+        assert list(run.iterdir()) == []
+        other.kill()  # which leaves no lock behind
+    train(folder, run)
+    assert (run / "model.safetensors").is_file()
+
+
+def test_a_directory_can_be_held_again(tmp_path):
+    for _ in range(2):
+        with only_writer(tmp_path / "new"):
+            pass
+
+
+def test_a_checkpoint_replaces_those_of_a_course_given_up(tmp_path):
+    """Someone points `last` to an earlier step, to go on from there."""
+    training = Training(steps=100)
+    state = State.begin(tiny_bert(), training)
+    for state.step in (10, 20, 30):
+        checkpoint.save(tmp_path, state, {}, best=state.step == 10)
+    folder = tmp_path / "checkpoints"
+    (folder / "last").write_text("step-00000020", encoding="utf-8")
+    state.step = 25
+    checkpoint.save(tmp_path, state, {})
+    found = checkpoint.find(tmp_path)
+    assert found is not None
+    assert found.name == "step-00000025"
+    kept = sorted(path.name for path in folder.glob("step-*"))
+    assert kept == ["step-00000010", "step-00000020", "step-00000025"]
+
+
+def test_the_remains_of_a_killed_checkpoint_are_gone_before_room_is_asked_for(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "checkpoints"
+    left = folder / "step-00000010.part"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    seen = []
+    monkeypatch.setattr(checkpoint, "need_space", lambda *_: seen.append(left.exists()))
+    checkpoint.save(tmp_path, State.begin(tiny_bert(), Training(steps=20)), {})
+    assert seen == [False]
