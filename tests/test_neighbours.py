@@ -2,6 +2,7 @@
 
 import json
 import time
+import unicodedata
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -285,6 +286,32 @@ def test_words_that_do_not_occur(lm, corpus, index, tmp_path):
     with pytest.raises(ConfigError, match="'zebra' does not occur"):
         lm.neighbours("a [zebra] here", index, among="same")
     assert lm.neighbours("a [zebra] here", index, among="other").occurrences
+
+
+def test_decomposed_and_composed_letters_are_one_word(lm, tmp_path):
+    text = unicodedata.normalize("NFD", "The café is old. A CAFÉ!")
+    corpus = firth.Corpus.from_texts([text, "Our café"])
+    index = lm.index_words(corpus, tmp_path / "all")
+    assert index.words.count("café") == 1
+    few = lm.index_words(corpus, tmp_path / "few", words=("café",))
+    assert few.num_rows == 3
+    for query in ("a [café] here", unicodedata.normalize("NFD", "a [café] here")):
+        found = lm.neighbours(query, index, among="same", one_a_sentence=False).occurrences
+        words = sorted(unicodedata.normalize("NFC", one.word) for one in found)
+        assert words == ["CAFÉ", "café", "café"]
+        for one in found:
+            assert one.sentence[one.start : one.end] == one.word
+
+
+def test_an_index_takes_no_folder_that_is_in_use(lm, corpus, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, ".", "notes.txt"):
+        with pytest.raises(ConfigError, match="is no index of words"):
+            lm.index_words(corpus, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / "empty").mkdir()
+    assert lm.index_words(corpus, tmp_path / "empty", words=("the",)).num_rows
 
 
 def test_numbers_that_are_too_large_for_the_index(lm, corpus, tmp_path):

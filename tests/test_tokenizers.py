@@ -123,6 +123,19 @@ def test_offsets_rebuild_the_text(trained, text):
         assert [tokenizer.token(i) for i in encoding.ids] == encoding.tokens
 
 
+@pytest.mark.parametrize("line", ["Café é naïve", "Việt Nam là", "각국 사람"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_offsets_of_decomposed_letters_hold_their_marks(kind, line):
+    """The library gives the place of the base letter alone (NFD text, as macOS names files)."""
+    tokenizer = Tokenizer.train([line] * 3, kind, 300, min_frequency=1)
+    text = unicodedata.normalize("NFD", line)
+    assert text != line
+    encoding, composed = tokenizer.encode(text), tokenizer.encode(line)
+    assert encoding.ids.tolist() == composed.ids.tolist()
+    for found, expected in zip(encoding.offsets, composed.offsets, strict=True):
+        assert unicodedata.normalize("NFC", text[slice(*found)]) == line[slice(*expected)]
+
+
 @given(text=TEXTS)
 def test_words_of_a_string_are_the_librarys(trained, text):
     for tokenizer in trained.values():

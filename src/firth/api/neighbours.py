@@ -28,6 +28,7 @@ from firth.inference.word_index import WordIndex, check_same
 from firth.inference.word_similarity import Nearest, nearest_words
 from firth.protocols import Text
 from firth.text.corpus import Corpus
+from firth.text.words import folded
 
 if TYPE_CHECKING:
     from firth.api.language_model import LanguageModel
@@ -86,7 +87,7 @@ def index_words(
         "corpus": corpus.fingerprint(),
         "layers": list(wanted or (len(lm.model.layers),)),
         "split": split,
-        "filter": {**settings, "words": sorted(map(str.casefold, word_filter.words))},
+        "filter": {**settings, "words": sorted(map(folded, word_filter.words))},
     }
 
     embed, cut = _readers(lm, wanted, split=split)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firth.atomic import resource_errors, sync, temporary_path, write_text
-from firth.errors import DataError, UnsupportedError
+from firth.errors import ConfigError, DataError, UnsupportedError
 from firth.inference.index_facts import write_facts
 from firth.inference.word_index import (
     FACT_FILES,
@@ -32,6 +32,7 @@ from firth.inference.word_index import (
     read_manifest,
 )
 from firth.text.sentences import sentence_spans
+from firth.text.words import folded
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +84,14 @@ class WordFilter:
     def select(self, sentences: Iterable[Sentence], cut: Cut) -> "Selection":
         """The words by name, counted in the sentences where need be."""
         if self.words:
-            return Selection(frozenset(map(str.casefold, self.words)), True, given=True)
+            return Selection(frozenset(map(folded, self.words)), True, given=True)
         if self.min_count <= 1 and not self.skip_frequent:
             return Selection(None, self.punctuation)
         counts: Counter[str] = Counter()
         every = Selection(None, self.punctuation)
         for chunk in _chunks(sentences, CHUNK_CHARACTERS):
             for units in cut([one.text for one in chunk]):
-                counts.update(filter(every.keeps, map(str.casefold, units)))
+                counts.update(filter(every.keeps, map(folded, units)))
         ranked = sorted(counts, key=lambda word: (-counts[word], word))[self.skip_frequent :]
         return Selection(frozenset(w for w in ranked if counts[w] >= self.min_count), True)
 
@@ -115,7 +116,7 @@ class Selection:
         """False where a look at the text shows that none of them is in it."""
         if not self.given or self.words is None:
             return True
-        text = sentence.text.casefold()
+        text = folded(sentence.text)
         return any(word in text for word in self.words)
 
 
@@ -158,6 +159,7 @@ def build_index(
         characters: text that is embedded at a time.
 
     Raises:
+        ConfigError: if something else is there.
         DataError: if another index is there, or no word was found.
         ResourceError: if the disk is full.
         UnsupportedError: if a vector is too large for float16.
@@ -166,6 +168,7 @@ def build_index(
     if (there := read_manifest(path)) is not None:
         check_same(path, there, identity)
         return WordIndex.open(path)
+    _refuse_other_content(path)
     temporary = temporary_path(path)
     with resource_errors(temporary):
         temporary.mkdir(parents=True, exist_ok=True)
@@ -187,6 +190,15 @@ def build_index(
         facts = write_facts(temporary, dimensions, given_words=selection.given)
         _finish(temporary, path, {**identity, "rows": rows, "dimensions": dimensions, **facts})
     return WordIndex.open(path)
+
+
+def _refuse_other_content(path: Path) -> None:
+    """The finished index takes the place of an empty folder at most, not of the current one."""
+    empty = path.is_dir() and not any(path.iterdir()) and not path.samefile(".")
+    if path.exists() and not empty:
+        raise ConfigError(
+            f"{path} is there already and is no index of words; name a new folder for the index"
+        )
 
 
 def _chunks(sentences: Iterable[Sentence], characters: int) -> Iterator[list[Sentence]]:
@@ -266,7 +278,7 @@ class _Writer:
         self.read += len(chunk)
         chunk = list(filter(selection.may_hold, chunk))
         for sentence, words in zip(chunk, embed([one.text for one in chunk]), strict=True):
-            names = [unit.casefold() for unit in words.units]
+            names = [folded(unit) for unit in words.units]
             # A word of which the tokenizer keeps nothing has zeros for a vector.
             rows = [i for i, name in enumerate(names) if selection.keeps(name)]
             rows = [i for i in rows if words.vectors[i].any()]

@@ -13,6 +13,7 @@ from firth.inference.index_facts import CHUNK
 from firth.inference.isotropy import Isotropy, Remove, number_to_remove
 from firth.inference.word_index import WordIndex
 from firth.inference.word_similarity import Nearest, nearest_words
+from firth.text.words import folded
 
 FEWEST = 10
 """Vectors that it takes to estimate their mean, and again for each direction."""
@@ -138,13 +139,13 @@ def _known_norms(index: WordIndex, remove: int | None) -> Tensor | None:
 
 def _others(index: WordIndex, word: str, among: Among) -> np.ndarray:
     """(rows) bool: the rows that are not looked at."""
-    name = word.casefold()
+    name = folded(word)
     if name not in index.words:
         if among == "other":
             return np.zeros(index.num_rows, bool)
         raise ConfigError(
-            f"{index.path}: {word!r} does not occur in the indexed words of the corpus; leave out "
-            "the restriction to the same word, or index it"
+            f"{word!r} does not occur in the indexed words of the corpus; leave out the "
+            "restriction to the same word, or index it"
         )
     same = index.types == index.words.index(name)
     return same if among == "other" else ~same
@@ -193,7 +194,7 @@ def static_neighbours(
         Words and cosines; empty where the word is too rare or not indexed.
     """
     words, vectors = index.static
-    name = word.casefold()
+    name = folded(word)
     if name not in words:
         return []
     rows = torch.from_numpy(np.array(vectors))

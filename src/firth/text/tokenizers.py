@@ -24,7 +24,7 @@ from firth.protocols import ABSENT, Encoding, Text, Vocabulary
 from firth.text.special_tokens import CONFIG_FILE, ROLES, find_vocabulary
 from firth.text.tokenizer_training import backend_of_words, train_backend
 from firth.text.word_cache import WordCache
-from firth.text.words import WordReader, Words, not_unicode
+from firth.text.words import WordReader, Words, not_unicode, whole_characters
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -304,7 +304,7 @@ class Tokenizer:
         return token
 
     def _encoding(self, text: Text, line: str, encoding: Any) -> Encoding:
-        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        offsets = whole_characters(line, np.array(encoding.offsets, np.int64).reshape(-1, 2))
         if isinstance(text, str):
             library_words = [-1 if word is None else word for word in encoding.word_ids]
             words = np.array(library_words, np.int64)

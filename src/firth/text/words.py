@@ -4,6 +4,8 @@ Models that spell words (ELMo's characters, fastText's n-grams) have a vector fo
 tokenizers give an unseen word the next free id, and the model looks its spelling up here.
 """
 
+import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,40 @@ def not_unicode(error: Exception) -> DataError:
         f"a text cannot be encoded ({error}); expected strings without halves of surrogate "
         "pairs (U+D800 to U+DFFF), which are no characters"
     )
+
+
+def folded(word: str) -> str:
+    """A word by which its spellings are the same one: case folded, letters composed (NFC)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", word).casefold())
+
+
+def whole_characters(text: str, offsets: np.ndarray) -> np.ndarray:
+    """Offsets that hold their last letter with all its marks.
+
+    Where a normalizer has put "e" and U+0301 together, the library gives the place of the "e"
+    alone, and of a Korean syllable in jamo that of the first.
+
+    Args:
+        text: as it was given.
+        offsets: (T, 2) begin and end of each token, by the library.
+    """
+    if unicodedata.is_normalized("NFC", text):
+        return offsets
+    starts = sorted({begin for begin, end in offsets.tolist() if end > begin})
+    moved = offsets.copy()
+    for i, (begin, end) in enumerate(offsets.tolist()):
+        at = bisect_left(starts, end)
+        limit = starts[at] if at < len(starts) else len(text)
+        while begin < end < limit and _continues(text[end]):
+            end += 1
+        moved[i, 1] = end
+    return moved
+
+
+def _continues(character: str) -> bool:
+    """Whether a character is a mark, or the vowel or final consonant of a Korean syllable."""
+    jamo = "\u1160" <= character <= "\u11ff" or "\ud7b0" <= character <= "\ud7fb"
+    return jamo or unicodedata.category(character).startswith("M")
 
 
 class Words:
@@ -92,7 +128,8 @@ class WordReader:
         if isinstance(text, str):
             found = self._library(text)
             offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
-            surface = [text[a:b] for a, b in found.offsets]
+            offsets = whole_characters(text, offsets)
+            surface = [text[a:b] for a, b in offsets.tolist()]
             ids = self._ids(surface, found.ids)
             words = np.array([-1 if w is None else w for w in found.word_ids], np.int64)
             encoding = self._encoding(text, ids, offsets, words)
