@@ -3,7 +3,9 @@
 import gzip
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -390,14 +392,14 @@ def test_a_loss_that_is_not_finite_is_restarted_as_well(lm, monkeypatch):
 class Preset:
     """A task whose dev scores are given in advance."""
 
-    def __init__(self, scores: list[float], *, degenerate: bool = False) -> None:
-        self.scores, self.is_degenerate = iter(scores), degenerate
+    def __init__(self, scores: list[float], *, degenerate: Iterable[bool] = repeat(False)) -> None:
+        self.scores, self.collapses = iter(scores), iter(degenerate)
 
     def evaluate(self, _scores, examples) -> Report:
         return Report(metrics={"x": next(self.scores)}, main="x", num_examples=len(examples))
 
     def degenerate(self, _scores, _examples) -> bool:
-        return self.is_degenerate
+        return next(self.collapses)
 
     def loss(self, model: nn.Linear, batch: Batch) -> Loss:
         return Loss(model(batch.input_ids).square().sum(), 1)
@@ -446,9 +448,18 @@ def test_the_best_weights_are_kept_and_patience_ends_training(patience, last):
     assert not same(seen[best], seen[-1]) or best == last - 1
 
 
-@pytest.mark.parametrize("patience", [2, 50])
-def test_a_degenerate_run_that_stops_early_is_one_all_the_same(patience):
-    task = Preset([0.1] * 50, degenerate=True)
+@pytest.mark.parametrize(
+    ("scores", "degenerate", "patience", "expected"),
+    [
+        ([0.1] * 50, repeat(True), 2, True),
+        ([0.1] * 50, repeat(True), 50, True),
+        ([0.1, 0.2, *[0.15] * 48], chain([False] * 24, repeat(True)), 50, True),
+        ([0.1, 0.2, *[0.15] * 48], [True, True, *[False] * 48], 50, True),  # which is kept
+        ([0.1, 0.2, *[0.15] * 48], [True, *[False] * 49], 50, False),
+    ],
+)
+def test_a_run_is_degenerate_by_its_end_and_by_what_is_kept(scores, degenerate, patience, expected):
+    task = Preset(scores, degenerate=degenerate)
     training = Training(optimizer=AdamW(lr=1e-12), precision="float32", workers=0)
     fitted = fit(
         nn.Linear(2, 1),
@@ -461,7 +472,7 @@ def test_a_degenerate_run_that_stops_early_is_one_all_the_same(patience):
         total_steps=50,
         patience=patience,
     )
-    assert fitted.degenerate
+    assert fitted.degenerate == expected
 
 
 def test_an_adapted_model_has_the_weights_that_were_best_on_dev(lm, monkeypatch):

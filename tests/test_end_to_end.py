@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -637,6 +638,54 @@ def test_predict_reads_lines_tables_and_stdin_alike(fine_tuned, tables, tmp_path
         renamed = shutil.copy(other, tmp_path / name)
         assert good("predict", fine_tuned, renamed, "--json") == from_lines
     assert good("predict", fine_tuned, "-", "--json", stdin=lines.read_text()) == from_lines
+
+
+def test_an_adapted_model_is_replaced_only_when_asked(tiny_run, tables, fine_tuned):
+    before = (fine_tuned / "model.safetensors").read_bytes()
+    result = run(*adapting(tiny_run, tables, fine_tuned, "finetune", "--epochs", 1))
+    assert result.code == 2
+    assert "--overwrite" in result.err
+    assert (fine_tuned / "model.safetensors").read_bytes() == before
+    new = fine_tuned.with_name("new")
+    options = ("--overwrite", "finetune", "--epochs", 1, "--reset_layers", 0)
+    for _ in range(2):
+        assert run(*adapting(tiny_run, tables, new, *options)).code in (0, 4)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tiny_run, tables, fine_tuned, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("A text.\n")
+    for arguments in (
+        adapting(tiny_run, tables, file, "finetune"),
+        adapting(tiny_run, tables, file / "below", "finetune"),
+        ("embed", tiny_run, lines, "-o", tmp_path),
+        ("embed", tiny_run, lines, "-o", file / "x.npy"),
+        ("evaluate", tiny_run, lines, "--target", lines, "--outputs", tmp_path),
+    ):
+        result = run(*arguments)
+        assert result.code == 2, (arguments, result.err)
+        assert "choose another" in result.err
+        assert "step" not in result.err
+    assert file.read_text() == "mine"
+
+
+def test_a_label_of_the_test_part_alone_is_said_before_training(tiny_run, tables, tmp_path):
+    test = tmp_path / "test.tsv"
+    test.write_text((tables / "test.tsv").read_text() + "A new kind.\tUNHEARD_OF\n")
+    result = run(*adapting(tiny_run, tables, tmp_path / "out", "--test", test, "finetune"))
+    assert result.code == 3
+    assert "row 42 has 'UNHEARD_OF'" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_texts_are_said_to_be_cut(tiny_run, tables, tmp_path):
+    command = adapting(tiny_run, tables, tmp_path / "out", "finetune", "--epochs", 1)
+    result = run(*command, "--max_length", 12)
+    found = re.search(r"(\d+) of \d+ training texts fill max_length, which is 12", result.err)
+    assert found
+    assert int(found[1]) > 50
 
 
 def test_predict_prints_label_and_probability(fine_tuned, tables):

@@ -113,13 +113,38 @@ def test_jsonl_has_lists(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({}, "In"),
+        ({"label": "NER", "text": "token"}, "In"),
+        ({"label": 3, "header": True}, "In"),
+        ({"header": False}, "Token"),
+    ],
+)
+def test_a_header_is_no_sentence(tmp_path, settings, first):
+    path = write(tmp_path / "a.tsv", "Token\tlemma\tner\nIn\tin\tO\nToken\ttoken\tO\n\nx\tx\tB-X\n")
+    sentences = Tagging(**settings).read(path)
+    assert sentences[0].texts[0][0] == first
+    assert sentences[-1] == Example(texts=(("x",),), label=("B-X",), row=5)
+    assert len(sentences) == 2
+    assert Tagging(**settings).read(path, labelled=False)[0].texts[0][0] == first
+
+
+def test_a_word_that_headers_have_may_open_a_file(tmp_path):
+    path = write(tmp_path / "a.conll", "Word O\nof O\nhonour O\n")
+    assert Tagging().read(path)[0].texts[0] == ("Word", "of", "honour")
+
+
+@pytest.mark.parametrize(
     ("name", "text", "settings", "message"),
     [
         ("a.conll", "a O\nb\n", {}, r"row 2: 1 cells, expected 2 as in the first row"),
         ("a.conll", "a\tO\nb\t\n", {}, r"row 2: an empty word or tag"),
         ("a.conll", "\n\n", {}, r"found no sentences"),
         ("a.conll", "a O\n", {"label": 3}, r"row 1: no column 3; columns are counted 1 to 2"),
-        ("a.conll", "a O\n", {"label": "upos"}, r"'upos' must be given by number"),
+        ("a.conll", "a O\n", {"label": "upos"}, r"no column 'upos' among 'a', 'O'.*not a header"),
+        ("a.conll", "one\ntwo\n\nthree\n", {}, r"row 1: words and tags are both in column 1 of 1"),
+        ("a.tsv", "w\tner\na\tO\n", {"label": "ner", "header": False}, "no column 'ner'"),
         ("a.conllu", CONLLU, {"label": "upo"}, r"did you mean 'upos'"),
         ("a.conllu", "a\tO\n", {}, r"row 1: the id is 'a'"),
         ("a.jsonl", '{"words": ["a"], "tags": [1]}', {}, r"'tags' is \[1\]; expected a list"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from firth.errors import ResourceError
+from firth.errors import ConfigError, ResourceError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -87,6 +87,30 @@ def need_space(directory: Path, num_bytes: int, purpose: str) -> None:
         raise ResourceError(
             f"{directory}: {purpose} needs {num_bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are "
             "free; free some space or choose another directory with -o, then run the command again"
+        )
+
+
+def need_writable(path: str | Path, *, directory: bool = False) -> None:
+    """Raises before the work whose result cannot be written to `path`; writes nothing itself.
+
+    Args:
+        path: a file that is to be written, whose folder is made if need be.
+        directory: it is a directory.
+
+    Raises:
+        ConfigError: if something else has that name, or a file that of one of its folders.
+        ResourceError: if the user may not write there.
+    """
+    path = Path(path)
+    if path.exists() and path.is_dir() != directory:
+        found, wanted = ("a file", "a directory") if directory else ("a directory", "a file")
+        raise ConfigError(f"{path} is {found}, expected the name of {wanted}; choose another")
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if there != path and not there.is_dir():
+        raise ConfigError(f"{path} cannot be written: {there} is no directory; choose another")
+    if not os.access(there, os.W_OK):
+        raise ResourceError(
+            f"{path} cannot be written: no permission to write to {there}; choose another place"
         )
 
 

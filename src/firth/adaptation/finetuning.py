@@ -67,6 +67,8 @@ class FineTuning:
     """Scorings of dev without improvement before stopping. There are about twenty a run, so by
     default the whole schedule runs and the weights that were best on dev are kept."""
     max_length: int = 128
+    """Tokens of a text that are read; a longer one is cut at its end, tagged words into several
+    pieces. At most the model's own."""
     restarts: int = 3
     """Other seeds to try where a run is degenerate."""
     precision: Precision = "auto"

@@ -37,7 +37,8 @@ class Fitted:
     seed: int
     steps: int
     degenerate: bool
-    """Whether the run ends in one answer for everything, or its loss never moved."""
+    """Whether the run ends in one answer for everything or is at its best with one, or its loss
+    never moved."""
 
 
 _LEAST = {
@@ -146,7 +147,7 @@ def fit(
         report = task.evaluate(scores, dev)
         collapsed = task.degenerate(scores, dev)
         better = best is None or report.score > best.report.score
-        best = keep(report, step.step) if better else best
+        best = replace(keep(report, step.step), degenerate=collapsed) if better else best
         waited = 0 if better else waited + 1
         if waited >= patience:
             break
@@ -154,7 +155,7 @@ def fit(
         report = task.evaluate([np.nan_to_num(rows) for rows in evaluate()], dev)
         best = keep(report, state.step)
     network.load_state_dict(best.weights, strict=False)
-    idle = collapsed or (best.steps <= every and _is_flat(losses))
+    idle = collapsed or best.degenerate or (best.steps <= every and _is_flat(losses))
     return replace(best, degenerate=broken or (idle and total_steps >= _ENOUGH))
 
 

@@ -56,6 +56,8 @@ class Frozen:
     its first token, of a decoder the last; of a text the mean."""
     patience: int = 20
     max_length: int = 128
+    """Tokens of a text that are read; a longer one is cut at its end, tagged words into several
+    pieces. At most the model's own."""
     restarts: int = 3
     precision: Precision = "auto"
 

@@ -57,6 +57,8 @@ class GradualUnfreezing:
     """Of the language model; AWD-LSTM keeps its own five, and the concat-pooling head its two."""
     patience: int = 20
     max_length: int = 128
+    """Tokens of a text that are read; a longer one is cut at its end, tagged words into several
+    pieces. At most the model's own."""
     restarts: int = 3
     precision: Precision = "auto"
 

@@ -69,15 +69,17 @@ def adapt(
     task = _with_labels(task, train, dev)
     length = min(adaptation.max_length, lm.max_length)
     make = partial(_network, lm, task, adaptation, seeds[0])
-    parts = (EncodedExamples.of(p, lm.tokenizer, length, task.unit) for p in (train, dev))
+    parts = [EncodedExamples.of(p, lm.tokenizer, length, task.unit) for p in (train, dev)]
+    _report_cuts(parts[0], length, task)
     seen, held_out = (adaptation.prepare(make, part) for part in parts)
     data = _Data((train, seen), (dev, held_out))
     results = _fit_seeds(lm, task, data, adaptation, seeds)
     if all(fitted.degenerate for fitted in results):
         raise DivergedError(
             f"every run was degenerate (dev {results[0].report.main} "
-            f"{results[0].report.score:.3f}); lower the learning rate (now {adaptation.lr:g}), "
-            "train longer, or look at the labels"
+            f"{results[0].report.score:.3f}): one answer for everything, or a loss that never "
+            f"moved; lower the learning rate (now {adaptation.lr:g}), train longer, choose by "
+            "another metric if one label is most of all, or look at the labels"
         )
     best = max(results, key=lambda fitted: (not fitted.degenerate, fitted.report.score))
     network = _network(lm, task, adaptation, best.seed)
@@ -105,6 +107,17 @@ def _parts(
     if not (train and dev):
         raise DataError("there are no training examples, or no dev examples; give some of each")
     return train, list(dev)
+
+
+def _report_cuts(data: EncodedExamples, length: int, task: AnyTask) -> None:
+    full = int((data.lengths >= length).sum())
+    if full and task.unit == "sequence":
+        logger.info(
+            "%d of %d training texts fill max_length, which is %d tokens: what is longer is cut",
+            full,
+            len(data),
+            length,
+        )
 
 
 def _seed_result(fitted: Fitted) -> SeedResult:

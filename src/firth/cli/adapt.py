@@ -12,11 +12,13 @@ import tyro
 from firth.adaptation import FineTuning, Frozen, GradualUnfreezing
 from firth.api import AdaptedModel, LanguageModel, load
 from firth.api import adapt as adapt_model
-from firth.api.adapted import RECORD
+from firth.api.adapted import RECORD, AnyTask
 from firth.api.adapting import read_task
+from firth.atomic import need_writable
 from firth.cli.options import parse
 from firth.errors import ConfigError
 from firth.interop.files import refuse_to_overwrite
+from firth.protocols import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class Options:
     """Labelled examples."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Where the adapted model goes."""
+    overwrite: bool = False
+    """Replace an adapted model that is there."""
     dev: str | None = None
     """Examples to stop on and to choose by; by default a tenth of the training file."""
     test: str | None = None
@@ -73,14 +77,14 @@ class Options:
 def adapt(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Options, arguments, "adapt")
-    refuse_to_overwrite(Path(options.output), RECORD)
+    _check_output(Path(options.output), options.overwrite)
     lm = load(options.model, device=options.device)
     if not isinstance(lm, LanguageModel):
         raise ConfigError(f"{options.model} is an adapted model already; give the run it came from")
     names = ("text", "text_pair", "label", "kind", "spans", "metric", "quotes", "header")
     given = {n: value for n in names if (value := getattr(options, n)) is not None}
     task = read_task(options.task, **given)
-    test = None if options.test is None else task.read(options.test)  # now, not after training
+    test = None if options.test is None else _read_test(task, options)
     adapted = adapt_model(
         lm, task, options.train, options.how, dev=options.dev, seeds=range(options.seeds)
     )
@@ -99,9 +103,28 @@ def adapt(arguments: Sequence[str]) -> None:
     if test is not None:
         result["test"] = adapted.evaluate(test).metrics
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(result, ensure_ascii=False))
     else:
         _print(adapted, result.get("test", {}), options.output)
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    """Says before training what saving the model would run into."""
+    refuse_to_overwrite(path, RECORD)
+    need_writable(path, directory=True)
+    if (path / RECORD).exists() and not overwrite:
+        raise ConfigError(
+            f"{path} holds an adapted model; choose another directory with -o, or replace it with "
+            "--overwrite"
+        )
+
+
+def _read_test(task: AnyTask, options: Options) -> list[Example]:
+    """The test examples; an error in them, or a label that training will not know, comes now."""
+    test = task.read(options.test or "")
+    known = [one for file in (options.train, options.dev) if file for one in task.read(file)]
+    task.fit_labels(known).targets(test)
+    return test
 
 
 def _print(adapted: AdaptedModel, test: dict[str, float], output: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from firth.api import AdaptedModel, load
+from firth.atomic import need_writable
 from firth.cli.options import parse, print_rows, read_lines
 from firth.cli.suites import SimilaritySuite, evaluate_suite, print_report
 from firth.cli.texts import evaluate_texts
@@ -127,6 +128,8 @@ def _check_options(options: Evaluate) -> None:
         raise ConfigError("--limit, --within-word and --pseudo are about pairs; add --suite")
     if options.target is None and (options.beams != 1 or options.outputs is not None):
         raise ConfigError("--beams and --outputs are about written texts; add --target")
+    if options.outputs is not None:
+        need_writable(options.outputs)
     if options.length_penalty != 1.0 and options.beams == 1:
         raise ConfigError("--length-penalty is about beam search; add --target and --beams")
 

@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from firth.api import LanguageModel, load
+from firth.atomic import need_writable
 from firth.cli.options import parse, print_rows, read_lines
 from firth.errors import ConfigError
 from firth.inference.generation import Decoding
@@ -93,6 +94,7 @@ def _load(path: str, device: str, precision: Literal["auto", "bfloat16", "float3
 def embed(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Embed, arguments, "embed")
+    need_writable(options.output)
     model = _load(options.model, options.device, options.precision)
     lines = read_lines(options.file)
     texts = [line.split() for line in lines] if options.split else lines

@@ -1,19 +1,23 @@
 """Sentences of files with a word a line and its tags in columns (CoNLL), and of jsonl files."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from firth.config import suggest
 from firth.errors import ConfigError, DataError
-from firth.tasks.tables import Column, column_number, read_rows
+from firth.tasks.tables import NO_HEADER, Column, column_number, read_rows, unknown_column
 from firth.text.files import COMPRESSIONS, Statistics, read_text
 
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """The columns of CoNLL-U (Universal Dependencies), which may be given by name."""
 
 _NO_COLUMNS = (".csv", ".parquet")
+_WORDS_ARE_CALLED = {"word", "words", "token", "tokens", "form"}
+
+
+_Line = tuple[int, list[str] | None]
+"""The number of a line and its cells; None between sentences."""
 
 
 class Sentence(NamedTuple):
@@ -26,7 +30,12 @@ class Sentence(NamedTuple):
 
 
 def read_sentences(
-    path: str | Path, word: Column | None = None, tag: Column | None = None, *, labelled: bool
+    path: str | Path,
+    word: Column | None = None,
+    tag: Column | None = None,
+    *,
+    labelled: bool,
+    header: bool | None = None,
 ) -> list[Sentence]:
     """The sentences of a file.
 
@@ -37,15 +46,19 @@ def read_sentences(
 
     Args:
         path: the file.
-        word: column of the words: a number counted from 1, in jsonl a name. None: 2 in .conllu,
-            else 1, in jsonl "words".
+        word: column of the words: a number counted from 1, or a name that the header has, in jsonl
+            always a name. None: 2 in .conllu, else 1, in jsonl "words".
         tag: column of the tags. None: upos in .conllu, else the last, in jsonl "tags".
         labelled: False leaves the tags unread.
+        header: whether the first row of columns has their names; .conllu and jsonl have no header.
+            None: it has if a column is given by name, or if its word is "word", "token" or "form"
+            and no other row has its tag.
 
     Raises:
         ConfigError: a column that the file does not have.
-        DataError: no sentences, a row with more or fewer cells than the first, an empty word or
-            tag, lists of different lengths, bytes that are not UTF-8.
+        DataError: no sentences, no column of tags beside the words, a row with more or fewer cells
+            than the first, an empty word or tag, lists of different lengths, bytes that are not
+            UTF-8.
     """
     path = Path(path)
     suffixes = [s.lower() for s in path.suffixes if s.lower() not in COMPRESSIONS]
@@ -58,7 +71,9 @@ def read_sentences(
     if kind == ".jsonl":
         found = _json_sentences(path, word or "words", tag or "tags", labelled)
     else:
-        found = _column_sentences(path, word, tag, labelled, conllu=kind == ".conllu")
+        rows = list(_rows(path, kind == ".conllu"))
+        columns, rows = _columns(path, rows, word, tag, labelled, header, kind == ".conllu")
+        found = _column_sentences(path, rows, columns, labelled)
     if not found:
         raise DataError(f"{path}: found no sentences, expected at least one; is it the right file?")
     return found
@@ -71,42 +86,75 @@ def looks_like_columns(lines: list[str]) -> bool:
     return len(counts) == 1 and counts.pop() > 1 and sentences > 0 and len(lines) > 10
 
 
+def _columns(
+    path: Path,
+    rows: list[_Line],
+    word: Column | None,
+    tag: Column | None,
+    labelled: bool,
+    header: bool | None,
+    conllu: bool,
+) -> tuple[tuple[int, int], list[_Line]]:
+    """The places of words and tags in a row, and the rows without a header."""
+    filled = ((i, number, cells) for i, (number, cells) in enumerate(rows) if cells)
+    begin, number, first = next(filled, (0, 0, list[str]()))
+    if not first:
+        return (0, 0), []
+    if header is None and not conllu:
+        header = any(c is not None and column_number(c) is None for c in (word, tag))
+        header = header or _looks_like_header(first, rows[begin + 1 :], word, tag)
+    names = CONLLU if conllu else first if header else None
+    last = len(first)
+    place = _position(path, number, word, 2 if conllu else 1, last, names)
+    tags = _position(path, number, tag, 4 if conllu else last, last, names) if labelled else 0
+    if labelled and place == tags:
+        raise DataError(
+            f"{path}: row {number}: words and tags are both in column {place + 1} of {last}; "
+            "expected a word a line with its tag in another column"
+        )
+    return (place, tags), rows if conllu or not header else rows[begin + 1 :]
+
+
+def _looks_like_header(
+    first: list[str], rows: list[_Line], word: Column | None, tag: Column | None
+) -> bool:
+    """Whether the first row is "token tag" or the like."""
+    place, last = (column_number(1 if word is None else word) or 1) - 1, len(first) - 1
+    tags = last if tag is None else (column_number(tag) or 1) - 1
+    if max(place, tags) > last or first[place].casefold() not in _WORDS_ARE_CALLED:
+        return False
+    return all(len(cells) <= tags or cells[tags] != first[tags] for _, cells in rows if cells)
+
+
 def _column_sentences(
-    path: Path, word: Column | None, tag: Column | None, labelled: bool, *, conllu: bool
+    path: Path, rows: Iterable[_Line], columns: tuple[int, int], labelled: bool
 ) -> list[Sentence]:
     sentences: list[Sentence] = []
     first, words, tags = 0, list[str](), list[str]()
-    at: tuple[int, int] | None = None
     width = 0
-    for number, cells in _rows(path, conllu):
+    for number, cells in rows:
         if cells is None:
             if words:
                 sentences.append(Sentence(first, tuple(words), tuple(tags) if labelled else None))
                 words, tags = [], []
             continue
         where = f"{path}: row {number}"
-        if at is None:
-            width = len(cells)
-            last = 4 if conllu else width
-            at = (
-                _position(word, 2 if conllu else 1, width, where, conllu),
-                _position(tag, last, width, where, conllu) if labelled else 0,
-            )
+        width = width or len(cells)
         if len(cells) != width:
             raise DataError(
                 f"{where}: {len(cells)} cells, expected {width} as in the first row; correct the "
                 "row (cells are separated by tabs where the first row has one, else by spaces)"
             )
-        tag = cells[at[1]].strip(" ") if labelled else ""
-        if not cells[at[0]] or (labelled and not tag):
+        word, tag = cells[columns[0]], cells[columns[1]].strip(" ") if labelled else ""
+        if not word or (labelled and not tag):
             raise DataError(f"{where}: an empty word or tag; fill it in, or take the row out")
         first = first if words else number
-        words.append(cells[at[0]])
+        words.append(word)
         tags.append(tag)
     return sentences
 
 
-def _rows(path: Path, conllu: bool) -> Iterator[tuple[int, list[str] | None]]:
+def _rows(path: Path, conllu: bool) -> Iterator[_Line]:
     """The cells of each line with its number; None ends a sentence."""
     tabs = None
     lines = "".join(read_text(path, "strict", Statistics())).split("\n")
@@ -132,18 +180,25 @@ def _rows(path: Path, conllu: bool) -> Iterator[tuple[int, list[str] | None]]:
     yield len(lines) + 1, None
 
 
-def _position(column: Column | None, default: int, width: int, where: str, conllu: bool) -> int:
+def _position(
+    path: Path,
+    row: int,
+    column: Column | None,
+    default: int,
+    width: int,
+    names: Sequence[str] | None,
+) -> int:
     """A column's place in a row, counted from 0."""
     number = default if column is None else column_number(column)
-    if number is None and conllu:
-        name = str(column).lower()
-        if name not in CONLLU:
-            raise ConfigError(f"{where}: no column {column!r}; {suggest(name, CONLLU)}")
-        number = CONLLU.index(name) + 1
     if number is None:
-        raise ConfigError(f"{where}: column {column!r} must be given by number, counted from 1")
+        known = [name.casefold() for name in names or ()]
+        if str(column).casefold() not in known:
+            raise unknown_column(path, row, str(column), names or (), NO_HEADER)
+        number = known.index(str(column).casefold()) + 1
     if not 1 <= number <= width:
-        raise ConfigError(f"{where}: no column {number}; columns are counted 1 to {width}")
+        raise ConfigError(
+            f"{path}: row {row}: no column {number}; columns are counted 1 to {width}"
+        )
     return number - 1
 
 

@@ -20,6 +20,9 @@ Quotes = Literal["auto", "literal", "standard"]
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
+NO_HEADER = "give one of these names, or numbers (counted from 1) if that is not a header"
+
+
 class Row(NamedTuple):
     """One row of a file."""
 
@@ -100,7 +103,7 @@ def _json_rows(path: Path, lines: list[str], columns: Sequence[Column]) -> Itera
             )
         for column in columns:
             if column not in record:
-                raise _unknown_column(path, number, column, list(record), "give one of these names")
+                raise unknown_column(path, number, column, list(record), "give one of these names")
         yield Row(number, tuple(record[column] for column in columns))
 
 
@@ -184,14 +187,14 @@ def _position(path: Path, column: Column, first: Row, header: bool) -> int:
     if names.count(str(column)) > 1:
         raise ConfigError(f"{path}: several columns are named {column!r}; give one by number")
     if column not in names:
-        hint = "give one of these names, or numbers (counted from 1) if that is not a header"
-        raise _unknown_column(path, first.number, column, names, hint)
+        raise unknown_column(path, first.number, column, names, NO_HEADER)
     return names.index(str(column))
 
 
-def _unknown_column(
-    path: Path, row: int, column: Column, found: list[str], hint: str
+def unknown_column(
+    path: Path, row: int, column: Column, found: Sequence[str], hint: str
 ) -> ConfigError:
+    """What to say of a column that is not among those found."""
     close = difflib.get_close_matches(str(column), found, n=1)
     shown = ", ".join(repr(name[:40]) for name in found)
     return ConfigError(

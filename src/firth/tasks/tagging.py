@@ -68,10 +68,11 @@ class Tagging:
     unit: ClassVar[Unit] = "word"
 
     text: Column | None = None
-    """Column of the words, by number; in .conllu and .jsonl also by name. None: 2 in .conllu, else
-    1, in jsonl "words"."""
+    """Column of the words, by number or by name. None: 2 in .conllu, else 1, in jsonl "words"."""
     label: Column | None = None
     """Column of the tags. None: upos in .conllu, else the last, in jsonl "tags"."""
+    header: bool | None = None
+    """Whether the first row of columns has their names (see `read_sentences`)."""
     spans: bool | None = None
     """Whether the tags mark spans; None: they do if each is O or begins with B-, I-, E-, S-, L- or
     U-."""
@@ -118,7 +119,7 @@ class Tagging:
             ConfigError: a column that is not in the file.
             DataError: a file or row that cannot be read.
         """
-        found = read_sentences(path, self.text, self.label, labelled=labelled)
+        found = read_sentences(path, self.text, self.label, labelled=labelled, header=self.header)
         return [Example(texts=(words,), label=tags, row=row) for row, words, tags in found]
 
     def fit_labels(self, examples: Sequence[Example]) -> "Tagging":
