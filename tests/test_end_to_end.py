@@ -382,6 +382,17 @@ def test_a_run_that_has_not_begun_can_be_inspected(tmp_path):
     one.write_text("One document, of which none can be held out.\n")
     assert run(*training(one, tmp_path / "run", steps=1)).code == 3
     assert "training\tnot begun" in good("inspect", tmp_path / "run")
+    result = run("fill", tmp_path / "run", "A [MASK].")
+    assert result.code == 1
+    assert "training has not come to its end" in result.err
+
+
+@pytest.mark.parametrize("name", ["empty.txt", "blank.txt"])
+def test_a_corpus_without_text_is_said_to_be_empty(tmp_path, name):
+    (tmp_path / name).write_text("" if name == "empty.txt" else " \n\n\t\n")
+    result = run(*training(tmp_path / name, tmp_path / "run", steps=1))
+    assert result.code == 3
+    assert "there is no text in 1 files" in result.err
 
 
 @pytest.mark.parametrize(
@@ -709,7 +720,7 @@ def test_lines_are_no_input_for_a_pair_task(tiny_run, tmp_path):
     (tmp_path / "lines.txt").write_text("One text alone.\n")
     result = run("predict", tmp_path / "out", tmp_path / "lines.txt")
     assert result.code == 2
-    assert "pair" in result.err
+    assert "with the columns 'first' and 'second'" in result.err
 
 
 @pytest.mark.parametrize(
@@ -923,15 +934,21 @@ def test_inspect(story, fine_tuned):
     facts = strict_json(good("inspect", story.path, "--json"))
     assert facts["steps"] == STEPS
     assert facts["recipe"] == "bert"
-    assert facts["checkpoint"] == f"step {STEPS}"
-    assert [row[0] for row in facts["validation"]] == [*range(40, STEPS + 1, 40)]
+    assert facts["checkpoint step"] == STEPS
+    assert [row["step"] for row in facts["validation"]] == [*range(40, STEPS + 1, 40)]
     lm = firth.load(story.path)
     assert isinstance(lm, firth.LanguageModel)
     count = sum(p.numel() for p in lm.model.parameters())
-    assert facts["parameters"] == f"{count:,}"
-    plain = good("inspect", story.path)
-    assert f"checkpoint\tstep {STEPS}" in plain
-    assert strict_json(good("inspect", fine_tuned, "--json"))["adaptation"] == "FineTuning"
+    assert facts["parameters"] == count
+    plain = good("inspect", story.path).splitlines()
+    assert f"parameters\t{count:,}" in plain
+    assert "validation\tstep\ttokens\tminutes\tperplexity" in plain
+    adapted = strict_json(good("inspect", fine_tuned, "--json"))
+    assert adapted["adaptation"] == "FineTuning"
+    assert [one["seed"] for one in adapted["seeds"]] == [0, 1]
+    table = good("inspect", fine_tuned)
+    assert "seeds\tseed\taccuracy\tmacro_f1\tmcc\tsteps\tdegenerate\n\t0\t0." in table
+    assert "{" not in table
 
 
 @pytest.mark.parametrize("verb", VERBS)

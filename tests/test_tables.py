@@ -53,6 +53,18 @@ def test_formats_give_the_same_rows(tmp_path, name, content, compression):
     assert [e.label for e in task.read(path, labelled=False)] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "found"),
+    [("a.csv", "text;label", ";"), ("a.tsv", "text,label", ","), ("a.csv", "text\tlabel", "\t")],
+)
+def test_another_separator_is_named(tmp_path, name, first, found):
+    path = write(tmp_path, name, f"{first}\nOne, two{found}pos\n")
+    with pytest.raises(DataError, match=rf"separated by {re.escape(repr(found))}, expected"):
+        Classification().read(path)
+    alone = write(tmp_path, "b.csv", "yes;no\nno;yes\n")
+    assert [row.cells for row in read_rows(alone, [1])] == [("yes;no",), ("no;yes",)]
+
+
 def test_rows_count_lines_of_the_file(tmp_path):
     path = write(tmp_path, "a.csv", 'text,label\n\n"two\nlines",a\nx,b\n')
     examples = Classification().read(path)

@@ -1,16 +1,18 @@
 """Schedules, optimizers, accumulation, divergence, learning."""
 
+import errno
 import itertools
 import math
 import shutil
 import signal
+import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import torch
 
-from firth.errors import ConfigError, DivergedError, Interrupted
+from firth.errors import ConfigError, DivergedError, Interrupted, ResourceError
 from firth.objectives import MaskedLM
 from firth.text.batches import ObjectiveBatches, PackedSequences
 from firth.training import (
@@ -24,13 +26,14 @@ from firth.training import (
     Training,
     mean_loss,
     steps,
+    steps_within,
     train,
 )
 from firth.training.distributed import Ranks
 from firth.training.loop import _accumulate
 from firth.training.optimizers import WeightAverage
 from firth.training.run import Watch
-from firth.training.tracking import read_metrics
+from firth.training.tracking import Tracker, read_metrics
 from tests.sources import VOCABULARY, ListSource, markov_documents, tiny_bert, tiny_modern_bert
 
 
@@ -235,13 +238,79 @@ def test_the_run_is_logged_and_validated(tmp_path):
     assert last == best == "step-00000020"
 
 
-def a_step(step: int, loss: float, gradient_norm: float = 1.0) -> Step:
+@pytest.mark.parametrize(("count", "every", "expected"), [(1, 1000, 978), (50, 10, 155)])
+def test_minutes_include_the_validations(count, every, expected, monkeypatch):
+    """A step and a validation batch take 60 ms each here, of a budget of a minute."""
+    now = iter(x / 100 for x in range(10**6))
+    monkeypatch.setattr("firth.training.run.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("firth.training.run.mean_loss", lambda *_: [next(now) for _ in range(5)])
+    monkeypatch.setattr(
+        "firth.training.run.steps",
+        lambda *_, **__: (a_step(i, 1.0, seconds=0.06) for i in range(15)),
+    )
+    settings = exact(evaluate_every=every)
+    held_out = {"": HeldOut(batches(), count)}
+    found = steps_within(
+        1.0, tiny_bert(), MaskedLM(), batches(), settings,
+        ranks=Ranks(), valid=held_out, valid_objective=MaskedLM(),
+    )  # fmt: skip
+    assert found == pytest.approx(expected, abs=2)
+    spent = 0.06 * (found + count * (found / every + 1))
+    assert spent == pytest.approx(0.98 * 60, rel=0.01)
+
+
+def test_gradients_are_computed_at_full_speed_too(monkeypatch):
+    seen = []
+    monkeypatch.setattr("firth.device._is_intel", lambda: False)
+    monkeypatch.setattr("firth.device._cpu_has", lambda _probe: False)
+    model = tiny_bert()
+    parameter = next(model.parameters())
+    parameter.register_hook(lambda _: seen.append(torch.get_float32_matmul_precision()))
+    _accumulate(model, MaskedLM(), batches()(0), exact(), 0, Ranks())
+    assert seen == ["medium"]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_full_disk_is_named_where_the_course_is_kept(tmp_path):
+    tracker = Tracker(tmp_path)
+
+    class Full:
+        def write(self, _text: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            self.write("")
+
+    tracker._file.close()
+    tracker._file = Full()
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl: the disk is full"):
+        tracker.write({"step": 1})
+    tracker.close()
+
+
+def test_tensorboard_shows_one_course(tmp_path):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra track"
+    )
+    for begin, end, loss in ((0, 6, 1.0), (3, 6, 2.0)):
+        tracker = Tracker(tmp_path, from_step=begin, tensorboard=True)
+        for step in range(begin + 1, end + 1):
+            tracker.write({"step": step, "loss": loss})
+        tracker.close()
+        time.sleep(1.1)  # a new file each second
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(one.step, one.value) for one in events.Scalars("loss")]
+    assert found == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+
+
+def a_step(step: int, loss: float, gradient_norm: float = 1.0, seconds: float = 1.0) -> Step:
     return Step(
         step=step,
         loss=loss,
         num_predictions=1,
         num_tokens=1,
-        seconds=1.0,
+        seconds=seconds,
         learning_rate=1e-3,
         gradient_norm=gradient_norm,
     )

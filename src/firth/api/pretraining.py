@@ -199,29 +199,6 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> La
     return model
 
 
-def _fix_steps(
-    run: Path, recipe: Recipe, text: TrainingText, ranks: Ranks, device: torch.device
-) -> Recipe:
-    """Turns the budget into a number of steps, once for the life of the run."""
-    training = recipe.training
-    if training.steps is not None:
-        return recipe
-    packed = text.batches(recipe, Tokenizer.load(run).vocabulary, training.seed)
-    total = training.fixed_steps(packed.steps_per_epoch)
-    if total is None:
-        assert training.minutes is not None
-        logger.info("measuring throughput")
-        batches = ObjectiveBatches(packed, recipe.objective)
-        model = _new_model(recipe, Tokenizer.load(run), device)
-        total = steps_within(training.minutes, model, recipe.objective, batches, training, ranks)
-    fixed = replace(training, steps=total, tokens=None, epochs=None, minutes=None)
-    recipe = replace(recipe, training=fixed)
-    if ranks.first:
-        keep_recipe(run, recipe)
-    wait(ranks)
-    return read_recipe(run)
-
-
 @dataclass(frozen=True)
 class _How:
     ranks: Ranks
@@ -229,6 +206,34 @@ class _How:
     tensorboard: bool
     resume_hint: str
     start: LanguageModel | None
+
+
+def _fix_steps(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) -> Recipe:
+    """Turns the budget into a number of steps, once for the life of the run."""
+    training, tokenizer = recipe.training, Tokenizer.load(run)
+    if training.steps is not None:
+        return recipe
+    packed = text["train"].batches(recipe, tokenizer.vocabulary, training.seed)
+    total = training.fixed_steps(packed.steps_per_epoch)
+    if total is None:
+        assert training.minutes is not None
+        logger.info("measuring throughput")
+        total = steps_within(
+            training.minutes,
+            _new_model(recipe, tokenizer, how.device),
+            recipe.objective,
+            ObjectiveBatches(packed, recipe.objective),
+            training,
+            ranks=how.ranks,
+            valid=_held_out(text["valid"], recipe, tokenizer.vocabulary),
+            valid_objective=recipe.objective.for_validation(),
+        )
+    fixed = replace(training, steps=total, tokens=None, epochs=None, minutes=None)
+    recipe = replace(recipe, training=fixed)
+    if how.ranks.first:
+        keep_recipe(run, recipe)
+    wait(how.ranks)
+    return read_recipe(run)
 
 
 def _train(run: Path, how: _How) -> None:
@@ -240,7 +245,7 @@ def _train(run: Path, how: _How) -> None:
             run, recipe, text, tensorboard=how.tensorboard, resume_hint=how.resume_hint, keep=keep
         )
     else:
-        recipe = _fix_steps(run, recipe, text["train"], how.ranks, how.device)
+        recipe = _fix_steps(run, recipe, text, how)
         _train_network(run, recipe, text, how)
 
 

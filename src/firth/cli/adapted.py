@@ -14,6 +14,7 @@ from firth.cli.suites import SimilaritySuite, evaluate_suite, print_report
 from firth.cli.texts import evaluate_texts
 from firth.errors import ConfigError
 from firth.protocols import Example
+from firth.tasks.classification import Classification
 from firth.tasks.columns import looks_like_columns
 from firth.tasks.suites import Suite
 from firth.tasks.tagging import Tagged
@@ -97,6 +98,12 @@ def _examples(model: AdaptedModel, file: str) -> list[Example]:
     if file != "-" and file_format(Path(file))[0] != ".txt":
         return model.task.read(file, labelled=False)
     lines = read_lines(file)
+    if isinstance(model.task, Classification) and model.task.text_pair is not None:
+        columns = f"{model.task.text!r} and {model.task.text_pair!r}"
+        raise ConfigError(
+            f"{file}: this model is about pairs of texts, and a line is one; give a .tsv, .csv or "
+            f".jsonl file with the columns {columns}"
+        )
     if model.task.unit == "word" and looks_like_columns(lines):
         raise ConfigError(
             f"{file}: looks like words in columns, and .txt is read as a text a line; give it a "

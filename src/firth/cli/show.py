@@ -59,18 +59,18 @@ def recipes(arguments: Sequence[str]) -> None:
     if not options.words:
         known = {name: (f.__doc__ or "").strip().splitlines()[0] for name, f in RECIPES.items()}
         lines = [f"{name}\t{what}" for name, what in known.items()]
-        print(json.dumps(known) if options.json else "\n".join(lines))
+        print(_json(known) if options.json else "\n".join(lines))
         return
     if options.words[0] != "show" or len(options.words) != 2:
         raise ConfigError("expected nothing or: firth recipes show NAME")
     name = options.words[1]
     shown = to_dict(recipe(name, size=options.size, vocab_size=options.vocab))
     if options.json:
-        print(json.dumps(shown))
+        print(_json(shown))
         return
     print((RECIPES[name].__doc__ or "").strip() + "\n")
     for path, value in _flat(shown):
-        print(f"{path} = {json.dumps(value)}")
+        print(f"{path} = {_json(value)}")
 
 
 def _flat(tree: dict[str, Any], place: str = "") -> list[tuple[str, Any]]:
@@ -92,19 +92,25 @@ def inspect(arguments: Sequence[str]) -> None:
         raise CheckpointError(f"{run}: neither a run nor a model directory")
     facts = _facts(run)
     if options.json:
-        print(json.dumps(facts))
+        print(_json(facts))
         return
     for name, value in facts.items():
-        if name == "validation":
-            print("validation\tstep\ttokens\tminutes\tperplexity")
+        if isinstance(value, list):
+            print("\t".join([name, *value[0]]))
             for row in value:
-                print(
-                    "\t".join(
-                        ["", *(f"{cell:,}" for cell in row[:2]), f"{row[2]:.1f}", f"{row[3]:.2f}"]
-                    )
-                )
+                print("\t".join(["", *map(_cell, row.values())]))
         else:
-            print(f"{name}\t{value}")
+            print(f"{name}\t{_cell(value)}")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1 else f"{value:,.2f}"
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _facts(run: Path) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def _facts(run: Path) -> dict[str, Any]:
 
         with safe_open(run / "model.safetensors", "np") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        facts["parameters"] = f"{sum(math.prod(shape) for shape in shapes):,}"
+        facts["parameters"] = sum(math.prod(shape) for shape in shapes)
     if (run / "recipe.json").is_file():
         record = read_json(run / "recipe.json")
         if record["recipe"] is None:
@@ -130,18 +136,27 @@ def _facts(run: Path) -> dict[str, Any]:
         )
         facts["steps"] = recipe["training"]["steps"]
     if (path := find(run)) is not None:
-        facts["checkpoint"] = f"step {read_record(path)['step']:,}"
+        facts["checkpoint step"] = read_record(path)["step"]
     for side in ("train", "valid"):
         if has_tokens(folder := run / "data" / side):
-            facts[f"{side} text"] = f"{open_tokens(folder).num_tokens:,} tokens"
+            facts[f"{side} tokens"] = open_tokens(folder).num_tokens
     if (run / "adaptation.json").is_file():
         record = read_json(run / "adaptation.json")
         facts["adaptation"] = record["adaptation"]["type"]
-        facts["seeds"] = [seed["metrics"] for seed in record["seeds"]]
+        facts["seeds"] = [
+            {"seed": one["seed"], **one["metrics"], "steps": one["steps"]}
+            | {"degenerate": one["degenerate"]}
+            for one in record["seeds"]
+        ]
     rows = [row for row in read_metrics(run) if "valid_loss" in row]
     if rows:
         facts["validation"] = [
-            (row["step"], row["tokens"], row["seconds"] / 60, row["valid_perplexity"])
+            {
+                "step": row["step"],
+                "tokens": row["tokens"],
+                "minutes": row["seconds"] / 60,
+                "perplexity": row["valid_perplexity"],
+            }
             for row in rows
         ]
     return facts

@@ -162,6 +162,8 @@ def _select(
     path: Path, rows: list[Row], columns: Sequence[Column], header: bool | None
 ) -> list[Row]:
     names = rows[0].cells
+    if len(names) == 1 and (len(columns) > 1 or columns[0] not in (*names, 1, "1")):
+        _check_separator(path, names[0])
     for number, cells in rows:
         if len(cells) != len(names):
             raise DataError(
@@ -173,6 +175,21 @@ def _select(
         header = any(column_number(column) is None for column in columns)
     at = [_position(path, column, rows[0], header) for column in columns]
     return [Row(number, tuple(cells[i] for i in at)) for number, cells in rows[int(header) :]]
+
+
+def _check_separator(path: Path, first: str) -> None:
+    """Refuses names that other characters separate.
+
+    Raises:
+        DataError: if they do.
+    """
+    for other in ";\t|,":
+        if re.fullmatch(rf"[\w-]+({re.escape(other)}[\w-]+)+", first):
+            wanted = SEPARATORS[file_format(path)[0]]
+            raise DataError(
+                f"{path}: the cells of the first row are separated by {other!r}, expected "
+                f"{wanted!r} in a file of this name; convert or rename the file"
+            )
 
 
 def _position(path: Path, column: Column, first: Row, header: bool) -> int:

@@ -230,6 +230,9 @@ class Corpus:
             )
 
     def _empty_side(self, num_documents: int) -> DataError:
+        if not num_documents:
+            where = f"in {len(self.files)} files" if self.files else "among the texts given"
+            return DataError(f"there is no text {where}, but white space at most; check the files")
         part = self.parts[-1]
         share = part.valid if part.side == "valid" else 1 - part.valid
         return DataError(

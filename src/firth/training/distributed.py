@@ -92,6 +92,15 @@ def add_up_gradients(model: nn.Module, ranks: Ranks) -> None:
     add_up((p.grad for p in model.parameters() if p.grad is not None), ranks)
 
 
+def of_first(value: float, ranks: Ranks, device: torch.device) -> float:
+    """The number that the first process has, where rounding may have given others another."""
+    if ranks.world == 1:
+        return value
+    number = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(number, 0)
+    return float(number)
+
+
 def agree(flag: bool, ranks: Ranks, device: torch.device) -> bool:
     """Whether any process raised `flag`."""
     if ranks.world == 1:

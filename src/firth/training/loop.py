@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from firth.device import Precision, compute_dtype, computing
+from firth.device import Precision, compute_dtype, computing, fast_float32
 from firth.errors import ConfigError
 from firth.protocols import Batch, BatchAt, Trainable
 from firth.training.distributed import Ranks, add_up, add_up_gradients
@@ -224,7 +224,8 @@ def _accumulate(
         with computing(dtype, device):
             found = objective.loss(model, batches[min(part, len(batches) - 1)].to(device))
             loss = found.total * share
-        loss.backward()
+        with fast_float32(device):
+            loss.backward()
         total += loss.detach()
         for name, value in found.parts.items():
             named[name] = named.get(name, 0.0) + value.detach().float() * share

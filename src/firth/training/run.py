@@ -5,6 +5,7 @@ import copy
 import logging
 import math
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from firth.device import peak_memory
 from firth.errors import DivergedError, Interrupted
 from firth.protocols import Batches, Trainable
 from firth.training import checkpoint
-from firth.training.distributed import Ranks, agree, wait
+from firth.training.distributed import Ranks, agree, of_first, wait
 from firth.training.loop import State, Step, Training, mean_loss, steps
 from firth.training.tracking import Tracker
 
@@ -239,12 +240,13 @@ def _evaluate(
 ) -> bool:
     """Measures the validation loss; returns whether it is the best so far."""
     with averaged_weights(state):
-        measured = run.valid_objective or objective
+        device, measured = next(state.model.parameters()).device, run.valid_objective or objective
         losses = {
             name: mean_loss(state.model, measured, held_out.batches, held_out.count, training)
             for name, held_out in run.valid.items()
         }
-        loss = sum(losses.values()) / len(losses)
+        # All ranks save, average and stop by the same number.
+        loss = of_first(sum(losses.values()) / len(losses), run.ranks, device)
         lines = run.sample(state.model) if run.sample and run.ranks.first else []
     record["valid_loss"] = loss
     if state.average is not None:
@@ -349,13 +351,36 @@ def steps_within(
     objective: Trainable,
     batches: Batches,
     training: Training,
+    *,
     ranks: Ranks,
+    valid: Mapping[str, HeldOut],
+    valid_objective: Trainable,
 ) -> int:
-    """How many steps fit into `minutes`, from the speed of a few steps on a copy of the model.
+    """How many steps fit into `minutes`, validations among them.
 
-    Four per cent are set aside for validation and checkpoints.
+    From the speed of a few steps and of a batch of each held-out text, on a copy of the model. Two
+    per cent are set aside for checkpoints and samples.
+
+    Args:
+        minutes: the budget.
+        model: stays as it is.
+        objective: of training.
+        batches: of training.
+        training: the settings.
+        ranks: this process among those that train together.
+        valid: held-out text by name.
+        valid_objective: what gives the validation loss.
     """
     scratch = State.begin(copy.deepcopy(model), training)
     trial = steps(scratch, objective, batches, training, total_steps=15, ranks=ranks)
-    times = sorted([step.seconds for step in trial][3:])
-    return max(1, int(0.96 * minutes * 60 / times[len(times) // 2]))
+    step = statistics.median([one.seconds for one in trial][3:])
+    validation = 0.0
+    for held_out in valid.values():
+        times = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            mean_loss(scratch.model, valid_objective, held_out.batches, 1, training)
+            times.append(time.perf_counter() - begin)
+        validation += held_out.count * statistics.median(times)
+    left = 0.98 * minutes * 60 - validation  # the one at the end
+    return max(1, int(left / (step + validation / training.evaluate_every)))
