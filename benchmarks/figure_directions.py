@@ -1,27 +1,28 @@
 """Masked against left-to-right: one network, the same tokens, two objectives, several seeds.
 
-    python benchmarks/figure_directions.py ../shared/data --tokens 4000000 --seeds 3
+    python benchmarks/figure_directions.py ../shared/data --tokens 4000000 --seeds 3 --runs RUNS
 
 The network is that of the recipe `hybrid`. "left to right" learns the next token alone and reads
 left to right on the task, too; "masked" learns blanks alone and reads in both directions. Each is
 pre-trained anew for every seed on `english-10m`, and fine-tuned on SST-2 (2,000 labels) and CoLA
 (all), with the same seed. Test sets are the published dev parts; 500 sentences of the training part
-are set aside to stop on. Writes benchmarks/results/directions.{json,md} after every run.
+are set aside to stop on. Writes benchmarks/results/directions.{json,md} after every score; scores
+that are there, of as many tokens, are not measured again, and models in RUNS are used again.
 """
 
 import argparse
+import itertools
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figure_features import shown
 
 import firth
 from firth.device import prepare_process
 from firth.recipes import Recipe
-from firth.tasks.metrics import mean_and_interval
 
 RESULTS = Path(__file__).parent / "results"
 READINGS = ("masked", "left to right")
@@ -68,34 +69,43 @@ def fine_tuned(lm: firth.LanguageModel, name: str, data: Path, seed: int) -> flo
     return adapted.evaluate(task.read(folder / "dev.tsv")).metrics[how["metric"]]
 
 
-def pretrained(reading: str, seed: int, options: argparse.Namespace, scratch: Path) -> Any:
+def pretrained(reading: str, seed: int, options: argparse.Namespace) -> firth.LanguageModel:
     """A model of one seed; all share the first one's tokenizer."""
     files = str(options.data / "english-10m" / "*.{}.txt.zst")
     train, valid = (
         firth.Corpus.from_files(files.format(part), documents="line") for part in ("train", "valid")
     )
-    first = scratch / f"{READINGS[0]}-0"
+    first = options.runs / f"{READINGS[0]}-0"
     tokenizer = firth.Tokenizer.load(first) if (first / "tokenizer.json").is_file() else None
     return firth.pretrain(
         recipe(reading, seed, options.tokens),
         train,
-        scratch / f"{reading}-{seed}",
+        options.runs / f"{reading}-{seed}",
         valid=valid,
         tokenizer=tokenizer,
     )
 
 
-def write(scores: dict[str, dict[str, list[float]]], options: argparse.Namespace) -> None:
+def known(tokens: int) -> list[dict[str, Any]]:
+    """The scores that were measured before."""
+    file = RESULTS / "directions.json"
+    rows = json.loads(file.read_text()) if file.is_file() else []
+    return [row for row in rows if row["tokens"] == tokens]
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """The scores, and a table of their means and intervals."""
     RESULTS.mkdir(exist_ok=True)
-    record = {"tokens": options.tokens, "scores": scores}
-    (RESULTS / "directions.json").write_text(json.dumps(record, indent=1) + "\n")
-    lines = ["| | " + " | ".join(TASKS) + " |", "| --- |" + " --- |" * len(TASKS)]
-    for reading, by_task in scores.items():
-        cells = []
-        for values in by_task.values():
-            mean, half = mean_and_interval(values) if values else (float("nan"), None)
-            cells.append(f"{100 * mean:.1f} ± {100 * (half or 0):.1f}")
-        lines.append(f"| {reading} | " + " | ".join(cells) + " |")
+    (RESULTS / "directions.json").write_text(json.dumps(rows, indent=1) + "\n")
+    lines = ["| | " + " | ".join(TASKS) + " | seeds |", "| --- |" + " --- |" * (len(TASKS) + 1)]
+    for reading in READINGS:
+        found = {
+            name: [r["score"] for r in rows if (r["reading"], r["task"]) == (reading, name)]
+            for name in TASKS
+        }
+        if all(found.values()):
+            cells = [shown(scores) for scores in found.values()]
+            lines.append(f"| {reading} | {' | '.join(cells)} | {min(map(len, found.values()))} |")
     (RESULTS / "directions.md").write_text("\n".join(lines) + "\n")
 
 
@@ -105,18 +115,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4_000_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=Path, required=True, help="where the models are kept")
     options = parser.parse_args()
     prepare_process(options.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    scores = {reading: {name: list[float]() for name in TASKS} for reading in READINGS}
-    with tempfile.TemporaryDirectory() as scratch:
-        for seed in range(options.seeds):
-            for reading in READINGS:
-                lm = pretrained(reading, seed, options, Path(scratch))
-                for name in TASKS:
-                    scores[reading][name].append(fine_tuned(lm, name, options.data, seed))
-                    print(reading, seed, name, scores[reading][name][-1], flush=True)
-                write(scores, options)
+    rows = known(options.tokens)
+    for seed, reading in itertools.product(range(options.seeds), READINGS):
+        for name in TASKS:
+            what = {"tokens": options.tokens, "reading": reading, "task": name, "seed": seed}
+            if any(what.items() <= row.items() for row in rows):
+                continue
+            score = fine_tuned(pretrained(reading, seed, options), name, options.data, seed)
+            print(reading, seed, name, score, flush=True)
+            rows.append({**what, "score": score})
+            write(rows)
 
 
 if __name__ == "__main__":
