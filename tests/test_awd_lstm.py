@@ -303,6 +303,19 @@ def test_it_learns_and_writes(lm):
         lm.generate("the", backward=not backward)
 
 
+def test_texts_open_with_the_token_that_stands_between_texts(lm, papers):
+    """A stream holds no other: what an opening token of its own is would never be learned."""
+    vocabulary = lm.tokenizer.vocabulary
+    assert vocabulary.first == vocabulary.last
+    assert lm.tokenizer.encode("the results").ids[[0, -1]].tolist() == [vocabulary.last] * 2
+    scores = lm.score(papers[180:])
+    edge = -1 if lm.model.config.backward else 0
+    first = np.mean([one.log_probabilities[edge] for one in scores])
+    assert first > -np.log(vocabulary.size) + 1.0  # a uniform guess, which no state gives
+    again = firth.Tokenizer.load(lm.path)
+    assert again.vocabulary == vocabulary
+
+
 @torch.no_grad()
 def test_scores_are_those_of_its_own_direction(lm):
     backward = lm.model.config.backward

@@ -334,6 +334,21 @@ def test_dropout_of_states_is_set_and_that_of_weights_is_not(lm):
     assert [d.rate for d in gradual.head.dropouts] == [0.4, 0.1]
 
 
+def test_what_the_head_sees_of_an_awd_lstm_is_not_dropped_twice(lm):
+    """The dropout behind the last layer is the softmax's; the head has one of its own."""
+    model = awd_lstm(lm.model.config.vocab_size)
+    own = firth.LanguageModel(model, lm.tokenizer, precision="float32")
+    batch = own.batch(["one text", "another text here"])
+    others = {f"{what}_dropout": 0.0 for what in ("input", "hidden", "embedding", "weight")}
+    model.config = replace(model.config, **others, output_dropout=0.9)
+    for layer in model.layers:
+        layer.weight_dropout = 0.0
+    network = HOW.network(model, family_head(model, TASK, HOW), 0).train()
+    seen = network.features(batch)[0]
+    assert torch.equal(seen, model.eval()(batch).last)
+    assert model.config.output_dropout == 0.9
+
+
 # Whole runs
 
 

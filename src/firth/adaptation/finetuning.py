@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from firth.adaptation.network import (
 )
 from firth.device import Precision
 from firth.errors import ConfigError
+from firth.models import AWDLSTM
 from firth.models.heads import Head
 from firth.models.layers import Dropout
 from firth.protocols import Example, Task
@@ -154,7 +155,13 @@ def freeze_unused(body: nn.Module) -> None:
 
 
 def set_dropout(body: nn.Module, rate: float) -> None:
-    """Sets the dropout of states; AWD-LSTM's own five stay as they are."""
+    """Sets the dropout of states; AWD-LSTM keeps its own.
+
+    All but that behind its last layer, which is the language model's softmax's alone in the
+    published program: a task's head has a dropout of its own.
+    """
+    if isinstance(body, AWDLSTM):
+        body.config = replace(body.config, output_dropout=0.0)
     for module in body.modules():
         if isinstance(module, Dropout):
             module.rate = rate

@@ -163,8 +163,9 @@ def _tokenizer(
     run: Path, recipe: Recipe, corpora: tuple[AnyCorpus, AnyCorpus], given: Tokenizer | None
 ) -> Tokenizer:
     """That of the run, or the given one, or one trained on the corpus."""
+    given = given and _fitting(given, recipe)
     if not (run / "tokenizer.json").is_file():
-        return given or _train_tokenizer(recipe, *corpora)
+        return given or _fitting(_train_tokenizer(recipe, *corpora), recipe)
     own = Tokenizer.load(run)
     if given is not None and given.content_hash != own.content_hash:
         raise ConfigError(
@@ -173,6 +174,11 @@ def _tokenizer(
             "the run, or choose another directory with -o"
         )
     return own
+
+
+def _fitting(tokenizer: Tokenizer, recipe: Recipe) -> Tokenizer:
+    """The tokenizer as a model of this recipe needs it: streams have one token between texts."""
+    return tokenizer.opened_by_last() if recipe.data.packing == "streams" else tokenizer
 
 
 def _train_tokenizer(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus) -> Tokenizer:

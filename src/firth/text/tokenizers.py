@@ -161,6 +161,25 @@ class Tokenizer:
             text = json.dumps(content, indent=2, ensure_ascii=False)
             write_text(directory / name, text)
 
+    def opened_by_last(self) -> "Tokenizer":
+        """The same vocabulary, whose texts open with the token that closes them, as GPT-2's do.
+
+        For models of streams, which see that token alone between texts.
+        """
+        first, last = map(self.token, (self._vocabulary.first, self._vocabulary.last))
+        description = json.loads(self._json)
+        processor = description["post_processor"] or {}
+        for part in processor.get("processors", [processor]):
+            if first in part.get("special_tokens", {}):
+                opening = {"id": first, "ids": [self._vocabulary.last], "tokens": [last]}
+                part["special_tokens"][first] = opening
+            if "cls" in part:
+                part["cls"] = part["sep"]
+        names = {key: last for key in ROLES["first"] if key in self._config}
+        return Tokenizer(
+            json.dumps(description), {**self._config, ROLES["first"][0]: last, **names}
+        )
+
     @property
     def vocabulary(self) -> Vocabulary:
         """Size, and the special tokens by role."""
