@@ -386,6 +386,24 @@ def test_a_loss_that_is_not_finite_is_restarted_as_well(lm, monkeypatch):
     assert [seed.seed for seed in adapted.seeds] == [1000, 1]
 
 
+def test_the_precision_is_that_of_the_model_or_the_one_asked_for(lm, tmp_path):
+    """What was best on dev in one precision is measured in it again."""
+    how = FineTuning(epochs=1, reset_layers=0, restarts=0, lr=1e-3)
+    train, dev = examples_of("single", 0, 40), examples_of("single", 1, 20)
+    exact = firth.adapt(lm, Classification(), train, how, dev=dev)
+    assert lm.precision == exact.precision == exact.adaptation.precision == "float32"
+    fast = firth.adapt(lm, Classification(), train, replace(how, precision="bfloat16"), dev=dev)
+    assert fast.precision == "bfloat16"
+    exact.save(tmp_path / "exact")
+    assert firth.load(tmp_path / "exact").precision == "float32"
+    assert firth.load(tmp_path / "exact", precision="bfloat16").precision == "bfloat16"
+
+
+def test_an_adapted_model_is_not_adapted_again(fine_tuned):
+    with pytest.raises(ConfigError, match="give the run that it came from"):
+        firth.adapt(fine_tuned, Classification(), examples_of("single", 0, 40))
+
+
 # Stopping
 
 

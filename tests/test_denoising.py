@@ -120,6 +120,21 @@ def test_independent_noise_has_its_rate():
     assert spans / (200 * 200) == pytest.approx(0.15 * 0.85, abs=0.005)  # runs of lost tokens
 
 
+def test_independent_noise_keeps_to_the_sentinels():
+    """Of more spans than there are sentinels for, some at random stay in the text."""
+    text = sequences([900] * 20)
+    batch = SpanCorruption(noise="iid", rate=0.15).prepare(text, np.random.default_rng(0))
+    source, _, wanted = sides(batch)
+    spans = [sum(token in SENTINELS for token in one) - 1 for one in wanted]
+    assert set(spans) == {99}
+    for one, target, whole in zip(source, wanted, split(text.ids, text.starts), strict=True):
+        assert put_back(one[1:-1], target[:-1]) == whole[1:-1]
+    places = [i / len(one) for one in source for i, token in enumerate(one) if token in SENTINELS]
+    assert np.mean(places) == pytest.approx(0.5, abs=0.02)
+    few = SpanCorruption(noise="iid", rate=0.1).prepare(sequences([500]), np.random.default_rng(0))
+    assert sum(token in SENTINELS for token in sides(few)[2][0]) < 70
+
+
 def test_too_few_sentinels_are_said():
     with pytest.raises(ConfigError, match=r"needs \d+ sentinel tokens and the vocabulary has 100"):
         SpanCorruption(rate=0.5, mean_length=1).prepare(sequences([300]), np.random.default_rng(0))

@@ -52,6 +52,20 @@ def test_words_are_chosen_whole(lengths, seed):
                 assert len(word) > left
 
 
+@pytest.mark.parametrize("units", ["word", "span"])
+def test_clauses_of_scripts_without_spaces_are_masked_too(units):
+    """To the tokenizer they are words of more tokens than are to be chosen."""
+    opens = np.zeros(128 * 20, bool)
+    opens[::128] = opens[1::128] = opens[40::128] = opens[100::128] = True
+    opens[110::128] = opens[112::128] = True
+    text = sequences_of([128] * 20, 0, opens)
+    chosen = choose_positions(text, 0.15, np.random.default_rng(0), units=units)
+    assert len(chosen) / (126 * 20) == pytest.approx(0.15, abs=0.01)
+    places = chosen % 128
+    assert (places < 100).mean() > 0.5
+    assert len(set(places[places < 100].tolist())) > 60
+
+
 def test_eighty_ten_ten():
     sequences = sequences_of([120] * 400)
     batch = MaskedLM().prepare(sequences, np.random.default_rng(0))

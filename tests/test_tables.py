@@ -285,6 +285,15 @@ def test_quotes_of_published_files():
     assert not any('""' in example.texts[0] for example in swahili)
 
 
+def test_a_header_of_several_labels_is_noticed_too(tmp_path):
+    rows = 'text,topics\nhello,"a,b"\nbye,a\nso,b\n'
+    task = Classification(text=1, label=2, kind="multi_label")
+    path = write(tmp_path, "a.csv", rows)
+    with pytest.raises(ConfigError, match="'topics' is in no other row"):
+        task.read(path)
+    assert len(replace(task, header=True).read(path)) == 3
+
+
 def test_a_header_is_one_also_where_the_label_is_not_read(tmp_path):
     path = write(tmp_path, "a.tsv", "sentence\tlabel\nx\ta\ny\tb\n")
     task = Classification(text=1, label="label")

@@ -133,6 +133,23 @@ def test_a_header_is_no_sentence(tmp_path, settings, first):
 def test_a_word_that_headers_have_may_open_a_file(tmp_path):
     path = write(tmp_path / "a.conll", "Word O\nof O\nhonour O\n")
     assert Tagging().read(path)[0].texts[0] == ("Word", "of", "honour")
+    bare = write(tmp_path / "b.conll", "Words\nfail\nme\n")
+    for task in (Tagging(), Tagging(label="ner")):  # no header is asked for where no tag is read
+        assert task.read(bare, labelled=False)[0].texts[0] == ("Words", "fail", "me")
+
+
+def test_a_header_among_spans_is_seen_whatever_its_words(tmp_path):
+    path = write(tmp_path / "a.tsv", "text\tner_tags\nAnna\tB-PER\nsings\tO\n")
+    (sentence,) = Tagging().read(path)
+    assert (sentence.texts[0], sentence.label) == (("Anna", "sings"), ("B-PER", "O"))
+
+
+def test_what_may_be_a_header_is_asked_about(tmp_path):
+    path = write(tmp_path / "a.tsv", "text\tpos\na\tDET\nb\tNOUN\nc\tDET\nd\tNOUN\n")
+    with pytest.raises(ConfigError, match="'pos' is in no other row"):
+        Tagging().read(path)
+    assert len(Tagging(header=True).read(path)[0].texts[0]) == 4
+    assert len(Tagging(header=False).read(path)[0].texts[0]) == 5
 
 
 @pytest.mark.parametrize(
@@ -149,6 +166,7 @@ def test_a_word_that_headers_have_may_open_a_file(tmp_path):
         ("a.conllu", "a\tO\n", {}, r"row 1: the id is 'a'"),
         ("a.jsonl", '{"words": ["a"], "tags": [1]}', {}, r"'tags' is \[1\]; expected a list"),
         ("a.jsonl", '{"words": ["a"], "tags": []}', {}, r"1 words and 0 tags"),
+        ("a.jsonl", '{"words": ["a", "b"], "tags": ["", "O"]}', {}, r"row 1: an empty tag"),
         ("a.jsonl", '{"tokens": ["a"], "tags": ["O"]}', {}, r"no column 'words'"),
         ("a.csv", "a,O\n", {}, r"convert the file"),
     ],
@@ -955,6 +973,10 @@ def test_the_command_line_tags(lm, papers, tmp_path, tiny_run, capsys):
         ["The", "results", "of", "1999", "."],
         ["Another", "text"],
     ]
+    unseen = write(tmp_path / "unseen.conll", test.read_text() + "\nnew\tUNSEEN\n")
+    again = ["adapt", str(tiny_run), str(train), "--task", "tagging", "-o", str(tmp_path / "again")]
+    assert main([*again, "--test", str(unseen), "finetune", "--epochs", "1"]) == 0  # it is an error
+    assert "test accuracy\t" in capsys.readouterr().out
     wrong = write(tmp_path / "columns.txt", test.read_text())
     assert main(["predict", str(out), str(wrong)]) == 2
     assert "looks like words in columns" in capsys.readouterr().err

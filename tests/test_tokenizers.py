@@ -337,6 +337,42 @@ def test_a_decoder_needs_no_mask(trained, tmp_path):
     assert tokenizer.decode(tokenizer.encode("a small text").ids) == "a small text"
     tokenizer.save(tmp_path / "again")
     assert Tokenizer.load(tmp_path / "again").vocabulary == vocabulary
+    # Pairs have a delimiter between them, which no template of the file puts there.
+    ends = [tokenizer.encode_pair(*pair)[0].tolist() for pair in (("a", " small"), ("a small", ""))]
+    assert ends[0] != ends[1]
+    ids, segments = tokenizer.encode_pair("a small", "text")
+    assert ids.tolist() == [*tokenizer.encode("a small").ids, 0, *tokenizer.encode("text").ids]
+    assert segments.sum() == len(tokenizer.encode("text").ids)
+    assert [
+        len(ids) for ids, _ in tokenizer.encode_pairs_ids([("a", "a small text")], max_length=4)
+    ] == [4]
+    assert tokenizer.encode_pair("", "")[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("cutter", [None, "metaspace"])
+def test_words_are_cut_at_white_space_where_the_tokenizer_cuts_none(cutter):
+    """As Llama's tokenizers, for which a text is one word."""
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=False))
+    metaspace = tokenizers.pre_tokenizers.Metaspace
+    library.pre_tokenizer = metaspace(prepend_scheme="always")
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
+    )
+    library.train_from_iterator(["the ship was late"] * 3, trainer)
+    library.pre_tokenizer = metaspace(prepend_scheme="always", split=False)
+    if cutter is None:
+        library.normalizer = tokenizers.normalizers.Sequence(
+            [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+        )
+        library.pre_tokenizer = None
+    tokenizer = Tokenizer(library.to_str())
+    text = "the  ship was\nlate"
+    encoding = tokenizer.encode(text)
+    owners = {w: "" for w in sorted(set(encoding.words.tolist()) - {-1})}
+    for (begin, end), word in zip(encoding.offsets, encoding.words, strict=True):
+        if word >= 0:
+            owners[int(word)] += text[begin:end]
+    assert [word.strip() for word in owners.values()] == ["the", "ship", "was", "late"]
 
 
 def test_a_bare_file_is_saved_with_what_transformers_needs(trained, tmp_path):

@@ -135,7 +135,7 @@ class AdaptedModel:
         self.tokenizer.save(
             path,
             model_max_length=self.adaptation.max_length,
-            segments=self.network.body.config.num_segments > 0,  # type: ignore[union-attr]
+            segments=self.network.body.config.num_segments > 1,  # type: ignore[union-attr]
         )
         network, task = self.network, self.task
         head = _unstandardised(network.head, task)
@@ -213,7 +213,7 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
         tokenizer,
         adaptation,
         tuple(from_dict(SeedResult, seed) for seed in record["seeds"]),
-        precision,
+        adaptation.precision if precision == "auto" else precision,
     )
 
 

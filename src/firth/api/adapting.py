@@ -55,14 +55,21 @@ def adapt(
         The adapted model.
 
     Raises:
-        ConfigError: if `seeds` is no sequence or an empty one.
+        ConfigError: if `lm` is no language model, or `seeds` no sequence or an empty one.
         DataError: if a file cannot be read, or there are too few examples or none.
         DivergedError: if every seed, restarts included, gave a degenerate run.
     """
     if isinstance(seeds, int) or not seeds:
         found = seeds if isinstance(seeds, int) else "empty"
         raise ConfigError(f"seeds is {found}; expected a sequence of at least one, as (0, 1, 2)")
+    if not isinstance(lm, LanguageModel):
+        raise ConfigError(
+            f"the model is a {type(lm).__name__}, expected a language model; of an adapted model, "
+            "give the run that it came from"
+        )
     adaptation = adaptation or FineTuning()
+    if adaptation.precision == "auto":
+        adaptation = replace(adaptation, precision=lm.precision)
     of_file = isinstance(train, (str, Path))
     train, dev = _parts(task, train, dev)
     task = task.with_header() if of_file and isinstance(task, Classification) else task
@@ -90,7 +97,7 @@ def adapt(
         lm.tokenizer,
         replace(adaptation, max_length=length),
         tuple(map(_seed_result, results)),
-        lm.precision,
+        adaptation.precision,
     )
 
 

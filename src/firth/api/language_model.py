@@ -347,7 +347,7 @@ class LanguageModel:
         path = Path(directory)
         refuse_to_overwrite(path, "config.json")
         path.mkdir(parents=True, exist_ok=True)
-        segments, ids = self.model.config.num_segments > 0, self.tokenizer.vocabulary
+        segments, ids = self.model.config.num_segments > 1, self.tokenizer.vocabulary
         self.tokenizer.save(path, model_max_length=self.max_length, segments=segments)
         save_model(path, self.model, vocabulary=ids, firth=self.record, lm_head=self.lm_head)
 

@@ -141,7 +141,7 @@ def _prepare(
     refuse_foreign(run, corpora)
     begun = begin(run, recipe, corpora)
     tokenizer = _tokenizer(run, recipe, (corpus, valid), tokenizer)
-    segments = recipe.model.num_segments > 0
+    segments = recipe.model.num_segments > 1
     tokenizer.save(run, model_max_length=recipe.max_length, segments=segments)
     find = _annotator(recipe, corpus)
     for part, documents in corpora.items():

@@ -90,7 +90,9 @@ def predict(arguments: Sequence[str]) -> None:
             print()
         return
     rows = [prediction.to_dict() for prediction in predictions]
-    print_rows(rows if options.json else map(_short, rows), as_json=options.json)
+    separator = getattr(model.task, "label_separator", ",")
+    shown = rows if options.json else [_short(row, separator) for row in rows]
+    print_rows(shown, as_json=options.json)
 
 
 def _examples(model: AdaptedModel, file: str) -> list[Example]:
@@ -117,11 +119,13 @@ def _word_rows(sentence: Tagged) -> Iterator[dict[str, Any]]:
         yield {"word": word, "tag": tag}
 
 
-def _short(row: dict[str, Any]) -> dict[str, Any]:
+def _short(row: dict[str, Any], separator: str) -> dict[str, Any]:
     """A prediction as one line: the label with its probability, where it has one."""
     label, shares = row["label"], row.get("probabilities")
     if isinstance(label, (list, tuple)):
-        return {"label": ",".join(label)}
+        return {"label": separator.join(label)}
+    if isinstance(label, float):
+        return {"label": f"{label:.6g}"}
     return {"label": label, "probability": shares[label]} if shares else {"label": label}
 
 

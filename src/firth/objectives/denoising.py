@@ -64,7 +64,8 @@ class SpanCorruption:
         """Takes the spans out."""
         ids, lengths = inner_tokens(sequences)
         if self.noise == "iid":
-            lost = noise_tokens(lengths, self.rate, rng)
+            room = len(sequences.vocabulary.sentinels) - 1
+            lost = fewer_spans(noise_tokens(lengths, self.rate, rng), lengths, room, rng)
         else:
             lost = noise_spans(lengths, self.rate, self.mean_length, rng)
         if self.noise == "salient":
@@ -188,6 +189,37 @@ def noise_tokens(lengths: np.ndarray, rate: float, rng: np.random.Generator) -> 
     return lost
 
 
+def fewer_spans(
+    lost: np.ndarray, lengths: np.ndarray, most: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(N) bool: of sequences with more spans of lost tokens, `most` at random stay lost.
+
+    Args:
+        lost: (N) bool.
+        lengths: (B) of the sequences that the N tokens are of.
+        most: spans.
+        rng: chooses them.
+    """
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    opens = _opening(lost, owner)
+    spans = owner[opens]
+    if not len(spans) or np.bincount(spans).max() <= most:
+        return lost
+    order = np.lexsort((rng.random(len(spans)), spans))
+    counts = np.bincount(spans, minlength=len(lengths))
+    nth = np.empty(len(spans), np.int64)
+    nth[order] = np.arange(len(spans)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = np.append(nth < most, False)
+    return lost & kept[np.where(lost, np.cumsum(opens) - 1, -1)]
+
+
+def _opening(lost: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """(N) bool: the first token of each span of lost ones."""
+    opens = lost.copy()
+    opens[1:] &= ~lost[:-1] | (owner[1:] != owner[:-1])
+    return opens
+
+
 def take_out(
     ids: np.ndarray, lengths: np.ndarray, lost: np.ndarray, vocabulary: Vocabulary
 ) -> tuple[Flat, Flat]:
@@ -199,8 +231,7 @@ def take_out(
         ConfigError: if a sequence has more spans than the vocabulary has sentinels.
     """
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    opens = lost.copy()
-    opens[1:] &= ~lost[:-1] | (owner[1:] != owner[:-1])
+    opens = _opening(lost, owner)
     spans = np.bincount(owner[opens], minlength=len(lengths))
     sentinels = _sentinels(vocabulary, int(spans.max(initial=0)) + 1)
     number = np.arange(len(owner[opens])) - np.repeat(np.cumsum(spans) - spans, spans)

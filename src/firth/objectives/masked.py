@@ -12,6 +12,9 @@ from firth.objectives.prediction import cross_entropy
 from firth.objectives.spans import runs_of, word_order_by_spans
 from firth.protocols import ABSENT, INSIDE, OPENS, Batch, Loss, Sequences, Vocabulary
 
+_LONGEST_WORD = 10
+"""Tokens."""
+
 Units = Literal["token", "word", "entity", "span"]
 
 
@@ -26,6 +29,8 @@ class MaskedLM:
     token: any tokens.
     word:  words, as the tokenizer's pre-tokenizer cuts them, in random order, skipping any that no
            longer fits (google-research/bert, `create_pretraining_data.py`, whole-word masking).
+           What is no word but a clause (of scripts without spaces: more than 10 tokens, and more
+           than are to be chosen) is taken token by token.
     entity: the marked spans of the text (`data.spans`), and the words outside them, in random order
            (Sun et al. 2019, ERNIE, section 3.2).
     span:  spans of 1 to 10 words, 3.8 on average, one after another until the share is reached; all
@@ -130,6 +135,10 @@ def choose_positions(
         goes_on = (marks == INSIDE) & ~breaks
         opens = (opens | (marks == OPENS)) & ~goes_on
     word = np.cumsum(opens) - 1  # of each ordinary token
+    if units != "entity":
+        long = np.bincount(word) > np.maximum(_LONGEST_WORD, wanted[owner[opens]])
+        opens |= long[word]
+        word = np.cumsum(opens) - 1
     if units in ("word", "entity"):
         order = rng.random(int(opens.sum()))
     else:

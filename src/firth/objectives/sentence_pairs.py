@@ -22,18 +22,19 @@ class SentencePairs:
     with C the pooled state of [CLS]. "Sentence" means any stretch of running text (Devlin et al.
     2019, section 3). A piece of a document is cut in two at a random word, and
 
-    next:  half of the pieces keep their B (label 0); the others exchange theirs with pieces of
-           other documents (label 1). Devlin et al. 2019, section 3.1, task 2, and appendix A.2.
+    next:  half of the pieces keep their B (label 0); the others have one from a piece of another
+           document (label 1). Devlin et al. 2019, section 3.1, task 2, and appendix A.2.
     order: half of the pieces keep their order (label 0), in the others A and B change places
            (label 1). Lan et al. 2020 (ALBERT), section 3.1.
 
-    A pair longer than the longest sequence of its batch loses tokens of the longer segment, each
-    from its front or its back at random (google-research/bert, `truncate_seq_pair`).
+    Neither label shows in the form: another document's B is as long as the piece's own was (where
+    there is as much text) and begins with a word; a piece that begins inside a word loses that part
+    of it. A coin is tossed for each pair, as in the published programs; "next" takes one more or
+    one less where a single piece would be to exchange.
 
     A piece of one word stays whole: [CLS] A [SEP], without a label that counts. Where more than
-    half of a batch is of one document, some pieces find no partner; they keep their B and the label
-    0. Departures: exactly half of a batch (rounded down) is changed, where the programs toss a coin
-    for each pair; B is exchanged within the batch, so no text is seen more often than other text.
+    half of those to exchange are of one document, some find no partner; they keep their B and the
+    label 0. Departure: another B is the end of a piece of the same batch, not of any document.
     """
 
     kind: Literal["next", "order"] = "next"
@@ -101,7 +102,7 @@ class SentencePairs:
 def pair_up(
     sequences: Sequences, kind: Literal["next", "order"], rng: np.random.Generator
 ) -> tuple[Sequences, np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts each sequence's piece in two and exchanges or swaps the segments of half of them.
+    """Cuts each sequence's piece in two, and exchanges or swaps the segments of half of them.
 
     Args:
         sequences: B sequences [CLS] piece [SEP], each piece of one document.
@@ -112,26 +113,26 @@ def pair_up(
         the pairs in order of length, segments (N) int64, labels (B) int64, and whole (B) bool: True
         where a piece could not be cut.
     """
-    begin, end = sequences.starts[:-1] + 1, sequences.starts[1:] - 1
-    cut = _cuts(sequences, rng)
+    begin, end = _first_words(sequences), sequences.starts[1:] - 1
+    cut = _cuts(sequences, begin, rng)
     whole = cut == end
     a_begin, a_length, b_begin, b_length = begin, cut - begin, cut, end - cut
+    changed = ~whole & (rng.random(len(begin)) < 0.5)
     labels = np.zeros(len(begin), dtype=np.int64)
     if kind == "next":
-        owner = _exchanged(sequences, np.flatnonzero(~whole), rng)
+        owner = _exchanged(sequences, whole, changed, rng)
         labels[owner != np.arange(len(owner))] = 1
-        b_begin, b_length = b_begin[owner], b_length[owner]
-        a_begin, a_length, b_begin, b_length = _truncated(
-            (a_begin, a_length), (b_begin, b_length), int((end - begin).max()), rng
-        )
+        b_begin, b_length = _last_tokens(sequences, begin[owner], end[owner], b_length, cut, labels)
     else:
-        labels[_half(np.flatnonzero(~whole), rng)] = 1
-        swap = labels == 1
-        a_begin, b_begin = np.where(swap, cut, begin), np.where(swap, begin, cut)
-        a_length, b_length = np.where(swap, b_length, a_length), np.where(swap, a_length, b_length)
+        labels[changed] = 1
+        a_begin, b_begin = np.where(changed, cut, begin), np.where(changed, begin, cut)
+        a_length, b_length = (
+            np.where(changed, b_length, a_length),
+            np.where(changed, a_length, b_length),
+        )
     one = np.ones_like(begin)
     lengths = np.stack([one, a_length, one, b_length, np.where(whole, 0, one)], axis=1)  # (B, 5)
-    begins = np.stack([begin - 1, a_begin, end, b_begin, end], axis=1)
+    begins = np.stack([sequences.starts[:-1], a_begin, end, b_begin, end], axis=1)
     order = np.argsort(lengths.sum(1), kind="stable")
     lengths, begins = lengths[order], begins[order]
     at = ranges(begins.ravel(), lengths.ravel())  # (N) where each token stood
@@ -148,15 +149,27 @@ def pair_up(
     return pairs, segments, labels[order], whole[order]
 
 
-def _cuts(sequences: Sequences, rng: np.random.Generator) -> np.ndarray:
-    """(B) the position of a random word of each piece, not its first; its end if it has no other.
+def _first_words(sequences: Sequences) -> np.ndarray:
+    """(B) where the first word of each piece begins; that of the piece, if no word begins in it."""
+    starts = sequences.starts
+    inner = sequences.opens_word.copy()
+    inner[starts[:-1]] = inner[starts[1:] - 1] = False
+    words = np.flatnonzero(inner)
+    first = np.searchsorted(words, starts)
+    begin = starts[:-1] + 1
+    some = np.diff(first) > 0
+    begin[some] = words[first[:-1][some]]
+    return begin
+
+
+def _cuts(sequences: Sequences, begin: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(B) the position of a random word of each piece behind `begin`; its end if it has no other.
 
     That word opens B.
     """
     starts = sequences.starts
     inner = sequences.opens_word.copy()
-    inner[starts[:-1]] = inner[starts[1:] - 1] = False
-    inner[starts[:-1] + 1] = False  # the first word of a piece may be one token, or be cut off
+    inner[starts[:-1]] = inner[starts[1:] - 1] = inner[begin] = False
     candidates = np.flatnonzero(inner)
     first = np.searchsorted(candidates, starts)
     counts = np.diff(first)
@@ -167,22 +180,23 @@ def _cuts(sequences: Sequences, rng: np.random.Generator) -> np.ndarray:
     return cut
 
 
-def _half(which: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half of them, at random."""
-    return rng.permutation(which)[: len(which) // 2]
+def _exchanged(
+    sequences: Sequences, whole: np.ndarray, changed: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """(B) whose B each sequence gets: those that are `changed` one of another document.
 
-
-def _exchanged(sequences: Sequences, cuttable: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(B) whose B each sequence gets: half of those that can be cut get one of another document.
-
-    The chosen ones are lined up by document, and each takes the B of the one that stands as many
-    places further (around the end) as the most frequent document has sequences. That is another
-    document's if none has more than half of them; of one that has, only so many take part.
+    One alone has no partner: it stays, or another that is not `whole` is taken in. The chosen ones
+    are lined up by document, and each takes the B of the one that stands as many places further
+    (around the end) as the most frequent document has sequences. That is another document's if none
+    has more than half of them; of one that has, only so many take part.
     """
     if sequences.documents is None:
         raise ConfigError("next-sentence pairs need to know which document each sequence is from")
     owner = np.arange(len(sequences.starts) - 1)
-    chosen = _half(cuttable, rng)
+    chosen = rng.permutation(np.flatnonzero(changed))
+    if len(chosen) == 1 and rng.random() < 0.5:
+        others = np.flatnonzero(~whole & ~changed)
+        chosen = np.append(chosen, rng.permutation(others)[:1])
     _, document, counts = np.unique(
         sequences.documents[chosen], return_inverse=True, return_counts=True
     )
@@ -196,16 +210,26 @@ def _exchanged(sequences: Sequences, cuttable: np.ndarray, rng: np.random.Genera
     return owner
 
 
-def _truncated(
-    a: tuple[np.ndarray, np.ndarray],
-    b: tuple[np.ndarray, np.ndarray],
-    longest: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Begins and lengths of both segments, cut to `longest` tokens together."""
-    (a_begin, a_length), (b_begin, b_length) = a, b
-    a_kept = np.minimum(a_length, np.maximum(longest - longest // 2, longest - b_length))
-    b_kept = np.minimum(b_length, np.maximum(longest // 2, longest - a_length))
-    a_begin = a_begin + rng.binomial(a_length - a_kept, 0.5)
-    b_begin = b_begin + rng.binomial(b_length - b_kept, 0.5)
-    return a_begin, a_kept, b_begin, b_kept
+def _last_tokens(
+    sequences: Sequences,
+    begin: np.ndarray,
+    end: np.ndarray,
+    wanted: np.ndarray,
+    cut: np.ndarray,
+    labels: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and length of each B: of the label 0 its own, else the end of another's piece.
+
+    Args:
+        sequences: the pieces.
+        begin: (B) where the piece begins that B is from.
+        end: (B) where that ends.
+        wanted: (B) tokens, of which there may be fewer.
+        cut: (B) where a piece's own B begins.
+        labels: (B) 1 for those that get another's.
+    """
+    words = np.append(0, np.flatnonzero(sequences.opens_word))
+    place = np.maximum(begin, end - wanted)
+    other = np.maximum(begin, words[np.searchsorted(words, place, side="right") - 1])
+    chosen = np.where(labels == 1, other, cut)
+    return chosen, np.minimum(wanted, end - chosen)

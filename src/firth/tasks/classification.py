@@ -129,8 +129,8 @@ class Classification:
             label = self._parse_label(found[-1], where) if labelled else None
             examples.append(Example(texts=words, label=label, row=row))
         numbered = all(column_number(column) is not None for column in columns)
-        if labelled and numbered and self.header is None and self.kind == "single":
-            _check_first_row(path, examples)
+        if labelled and numbered and self.header is None and self.kind != "regression":
+            _check_first_row(path, [_classes(example) for example in examples])
         return examples
 
     def with_header(self) -> "Classification":
@@ -316,13 +316,17 @@ def _unknown_labels(unknown: list[tuple[int, str]], labels: Sequence[str]) -> Da
     )
 
 
-def _check_first_row(path: str | Path, examples: Sequence[Example]) -> None:
+def _classes(example: Example) -> tuple[str, ...]:
+    return (example.label,) if isinstance(example.label, str) else tuple(example.label)
+
+
+def _check_first_row(path: str | Path, labels: Sequence[tuple[str, ...]]) -> None:
     """Refuses a first label that alone occurs once: with columns by number it may be a header."""
-    counts = Counter(example.label for example in examples)
-    first = examples[0].label
-    if len(counts) > 2 and [name for name in counts if counts[name] == 1] == [first]:
+    counts = Counter(name for row in labels for name in row)
+    first = [name for name in counts if counts[name] == 1]
+    if len(counts) > 2 and tuple(first) == labels[0]:
         raise ConfigError(
-            f"{path}: row 1 looks like the names of the columns: its label {first!r} is in no "
+            f"{path}: row 1 looks like the names of the columns: its label {first[0]!r} is in no "
             "other row, every other label in several; set header=True (--header True) if so, "
             "header=False if not"
         )

@@ -1,11 +1,13 @@
 """Sentences of files with a word a line and its tags in columns (CoNLL), and of jsonl files."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from firth.errors import ConfigError, DataError
+from firth.tasks.spans import mark_spans
 from firth.tasks.tables import NO_HEADER, Column, column_number, read_rows, unknown_column
 from firth.text.files import COMPRESSIONS, Statistics, read_text
 
@@ -51,11 +53,11 @@ def read_sentences(
         tag: column of the tags. None: upos in .conllu, else the last, in jsonl "tags".
         labelled: False leaves the tags unread.
         header: whether the first row of columns has their names; .conllu and jsonl have no header.
-            None: it has if a column is given by name, or if its word is "word", "token" or "form"
-            and no other row has its tag.
+            None: it has if a column is given by name; or if no other row has its tag and its word
+            is "word", "token" or "form", or all other tags mark spans.
 
     Raises:
-        ConfigError: a column that the file does not have.
+        ConfigError: a column that the file does not have, or a first row that may be a header.
         DataError: no sentences, no column of tags beside the words, a row with more or fewer cells
             than the first, an empty word or tag, lists of different lengths, bytes that are not
             UTF-8.
@@ -100,9 +102,12 @@ def _columns(
     begin, number, first = next(filled, (0, 0, list[str]()))
     if not first:
         return (0, 0), []
+    rest = [cells for _, cells in rows[begin + 1 :] if cells]
     if header is None and not conllu:
-        header = any(c is not None and column_number(c) is None for c in (word, tag))
-        header = header or _looks_like_header(first, rows[begin + 1 :], word, tag)
+        named = [c for c in (word, tag) if c is not None and column_number(c) is None]
+        if not labelled and word not in named:  # the tag's column need not be there
+            named = [c for c in named if str(c).casefold() in map(str.casefold, first)]
+        header = bool(named) or _looks_like_header(path, first, rest, word, tag, labelled)
     names = CONLLU if conllu else first if header else None
     last = len(first)
     place = _position(path, number, word, 2 if conllu else 1, last, names)
@@ -116,14 +121,37 @@ def _columns(
 
 
 def _looks_like_header(
-    first: list[str], rows: list[_Line], word: Column | None, tag: Column | None
+    path: Path,
+    first: list[str],
+    rest: list[list[str]],
+    word: Column | None,
+    tag: Column | None,
+    labelled: bool,
 ) -> bool:
-    """Whether the first row is "token tag" or the like."""
+    """Whether the first row is "token tag" or the like, by its word or because all other tags are
+    those of spans.
+
+    Raises:
+        ConfigError: if that cannot be told, as its tag alone occurs once.
+    """
     place, last = (column_number(1 if word is None else word) or 1) - 1, len(first) - 1
     tags = last if tag is None else (column_number(tag) or 1) - 1
-    if max(place, tags) > last or first[place].casefold() not in _WORDS_ARE_CALLED:
+    if max(place, tags) > last or place == tags:
         return False
-    return all(len(cells) <= tags or cells[tags] != first[tags] for _, cells in rows if cells)
+    others = Counter(cells[tags] for cells in rest if len(cells) > tags)
+    if first[tags] in others:
+        return False
+    if first[place].casefold() in _WORDS_ARE_CALLED:
+        return True
+    if mark_spans(others) and not mark_spans([first[tags]]):
+        return True
+    if labelled and len(others) > 1 and min(others.values()) > 1:
+        raise ConfigError(
+            f"{path}: row 1 looks like the names of the columns: its tag {first[tags]!r} is in no "
+            "other row, every other tag in several; set header=True (--header True) if so, "
+            "header=False if not"
+        )
+    return False
 
 
 def _column_sentences(
@@ -218,5 +246,7 @@ def _json_sentences(path: Path, word: Column, tag: Column, labelled: bool) -> li
                 f"{where}: {len(cells[0])} words and {len(cells[1])} tags, expected one tag a word"
             )
         tags = tuple(tag.strip() for tag in cells[1]) if labelled else None
+        if tags and not all(tags):
+            raise DataError(f"{where}: an empty tag; fill it in, or take the row out")
         sentences.append(Sentence(number, tuple(cells[0]), tags))
     return sentences

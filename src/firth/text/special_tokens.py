@@ -1,5 +1,6 @@
 """Which token opens a sequence, which closes it, which is the mask: by name and by role."""
 
+import json
 from itertools import takewhile
 from typing import Any
 
@@ -63,6 +64,25 @@ def find_vocabulary(backend: Backend, config: dict[str, Any], where: object) -> 
     special |= {*ids.values(), *sentinels} - {ABSENT}
     size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
     return Vocabulary(size=size, special=tuple(sorted(special)), sentinels=sentinels, **ids)
+
+
+def with_opening(tokenizer_json: str, first: str, other: str, index: int) -> str:
+    """A tokenizer.json that opens texts with another token.
+
+    Args:
+        tokenizer_json: the content of the file.
+        first: the token that opens texts there.
+        other: that which is to.
+        index: its id.
+    """
+    description = json.loads(tokenizer_json)
+    processor = description.get("post_processor") or {}
+    for part in processor.get("processors", [processor]):
+        if first in part.get("special_tokens", {}):
+            part["special_tokens"][first] = {"id": first, "ids": [index], "tokens": [other]}
+        if "cls" in part:
+            part["cls"] = [other, index]
+    return json.dumps(description, ensure_ascii=False)
 
 
 def _sentinels(backend: Backend) -> tuple[int, ...]:

@@ -21,10 +21,10 @@ from tokenizers import Tokenizer as Backend
 from firth.atomic import write_text
 from firth.errors import CheckpointError, ConfigError
 from firth.protocols import ABSENT, Encoding, Text, Vocabulary
-from firth.text.special_tokens import CONFIG_FILE, ROLES, find_vocabulary
+from firth.text.special_tokens import CONFIG_FILE, ROLES, find_vocabulary, with_opening
 from firth.text.tokenizer_training import backend_of_words, train_backend
 from firth.text.word_cache import WordCache
-from firth.text.words import WordReader, Words, not_unicode, whole_characters
+from firth.text.words import WordReader, Words, cut_pair, not_unicode, whole_characters, words_at
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -58,7 +58,11 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
         self._vocabulary = find_vocabulary(self._backend, config or {}, where)
-        whole_words = json.loads(self._json)["model"].get("type") == "WordLevel"
+        description = json.loads(self._json)
+        whole_words = description["model"].get("type") == "WordLevel"
+        # Llama's takes a text for one word, or all of it that has no line break.
+        cutter = description.get("pre_tokenizer")
+        self._cuts_words = cutter is not None and cutter.get("split", True) is not False
         self._reader = WordReader(self._backend, self._vocabulary) if whole_words else None
         self._config = self._plain_config() if config is None else config
 
@@ -166,19 +170,11 @@ class Tokenizer:
 
         For models of streams, which see that token alone between texts.
         """
-        first, last = map(self.token, (self._vocabulary.first, self._vocabulary.last))
-        description = json.loads(self._json)
-        processor = description["post_processor"] or {}
-        for part in processor.get("processors", [processor]):
-            if first in part.get("special_tokens", {}):
-                opening = {"id": first, "ids": [self._vocabulary.last], "tokens": [last]}
-                part["special_tokens"][first] = opening
-            if "cls" in part:
-                part["cls"] = part["sep"]
+        ends = self.vocabulary.first, self.vocabulary.last
+        first, last = map(self.token, ends)
         names = {key: last for key in ROLES["first"] if key in self._config}
-        return Tokenizer(
-            json.dumps(description), {**self._config, ROLES["first"][0]: last, **names}
-        )
+        config = {**self._config, ROLES["first"][0]: last, **names}
+        return Tokenizer(with_opening(self._json, first, last, ends[1]), config)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -279,9 +275,23 @@ class Tokenizer:
         if self._reader is not None:
             return [self._reader.encode_pair(a, b, max_length) for a, b in pairs]
         joined = [(_join(first), _join(second)) for first, second in pairs]
+        if self._backend.num_special_tokens_to_add(True) == 0:  # GPT-2's would run into one
+            return self._delimited(joined, max_length)
         with self._truncation(max_length):
             encodings = _run(self._backend.encode_batch_fast, joined, True)
         return [(np.array(e.ids, np.int64), np.array(e.type_ids, np.int64)) for e in encodings]
+
+    def _delimited(
+        self, pairs: Sequence[tuple[str, str]], max_length: int | None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pairs with a delimiter between them (Radford et al. 2018, section 3.3)."""
+        room, between = None if max_length is None else max(0, max_length - 1), self.vocabulary.last
+        sides = [self.encode_ids(side, special_tokens=False) for side in zip(*pairs, strict=True)]
+        cut = [cut_pair(first, second, room) for first, second in zip(*sides, strict=True)]
+        return [
+            (np.concatenate([a, [between], b]), np.repeat([0, 1], [len(a) + 1, len(b)]))
+            for a, b in cut
+        ]
 
     def encode_documents(self, documents: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Encodes text for pre-training: literally, and without special tokens.
@@ -324,11 +334,11 @@ class Tokenizer:
 
     def _encoding(self, text: Text, line: str, encoding: Any) -> Encoding:
         offsets = whole_characters(line, np.array(encoding.offsets, np.int64).reshape(-1, 2))
-        if isinstance(text, str):
+        if isinstance(text, str) and self._cuts_words:
             library_words = [-1 if word is None else word for word in encoding.word_ids]
             words = np.array(library_words, np.int64)
         else:
-            words = _words_at(offsets, line, text)
+            words = words_at(offsets, line, text)
             words[np.array(encoding.special_tokens_mask, bool)] = -1
         ids = encoding.ids
         return Encoding(
@@ -380,18 +390,6 @@ def _run(encode: Callable[..., list[T]], texts: Sequence[Any], special_tokens: b
         return encode(texts, add_special_tokens=special_tokens)
     except TypeError as error:
         raise not_unicode(error) from error
-
-
-def _words_at(offsets: np.ndarray, line: str, words: Sequence[str]) -> np.ndarray:
-    """For each token, the index of the word that holds its first character but for white space."""
-    lengths = np.fromiter(map(len, words), np.int64, len(words))
-    word_starts = np.cumsum(lengths + 1) - lengths - 1
-    visible = []
-    for start, end in offsets.tolist():
-        while start < end and line[start].isspace():
-            start += 1
-        visible.append(start)
-    return np.searchsorted(word_starts, np.array(visible, np.int64), side="right") - 1
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Models that spell words (ELMo's characters, fastText's n-grams) have a vector fo
 tokenizers give an unseen word the next free id, and the model looks its spelling up here.
 """
 
+import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -56,6 +57,39 @@ def _continues(character: str) -> bool:
     """Whether a character is a mark, or the vowel or final consonant of a Korean syllable."""
     jamo = "\u1160" <= character <= "\u11ff" or "\ud7b0" <= character <= "\ud7fb"
     return jamo or unicodedata.category(character).startswith("M")
+
+
+def words_at(offsets: np.ndarray, line: str, text: Text) -> np.ndarray:
+    """For each token, the index of the word that holds its first character but for white space.
+
+    Args:
+        offsets: (T, 2) begin and end of each token in `line`.
+        line: the text as one string.
+        text: the words that are joined in it by spaces; or the string, cut at white space.
+    """
+    if isinstance(text, str):
+        starts = np.array([match.start() for match in re.finditer(r"\S+", text)], np.int64)
+    else:
+        lengths = np.fromiter(map(len, text), np.int64, len(text))
+        starts = np.cumsum(lengths + 1) - lengths - 1
+    visible = []
+    for start, end in offsets.tolist():
+        while start < end and line[start].isspace():
+            start += 1
+        visible.append(start)
+    return np.searchsorted(starts, np.array(visible, np.int64), side="right") - 1
+
+
+def cut_pair(
+    first: np.ndarray, second: np.ndarray, room: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two texts, the longer one cut until both fit into `room` tokens (Devlin et al. 2019, A.2)."""
+    if room is None or len(first) + len(second) <= room:
+        return first, second
+    shorter = min(len(first), len(second), room // 2)
+    if len(first) > len(second):
+        return first[: room - shorter], second[:shorter]
+    return first[:shorter], second[: room - shorter]
 
 
 class Words:
@@ -153,14 +187,7 @@ class WordReader:
     ) -> tuple[np.ndarray, np.ndarray]:
         """``[CLS] A [SEP] B [SEP]`` with segments 0 and 1, the longer text cut first."""
         a, b = (self.encode(text, special_tokens=False).ids for text in (first, second))
-        room = len(a) + len(b) if max_length is None else max(0, max_length - 3)
-        if len(a) + len(b) > room:
-            shorter = min(len(a), len(b), room // 2)
-            a, b = (
-                (a[: room - shorter], b[:shorter])
-                if len(a) > len(b)
-                else (a[:shorter], b[: room - shorter])
-            )
+        a, b = cut_pair(a, b, None if max_length is None else max(0, max_length - 3))
         opening, closing = self._vocabulary.first, self._vocabulary.last
         ids = np.concatenate([[opening], a, [closing], b, [closing]]).astype(np.int64)
         return ids, np.repeat(np.array([0, 1], np.int64), [len(a) + 2, len(b) + 1])

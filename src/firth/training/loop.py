@@ -1,5 +1,6 @@
 """The training loop: a generator of steps that anyone may drive; a step depends on its number."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -272,7 +273,10 @@ def mean_loss(
     num_batches: int,
     training: Training,
 ) -> float:
-    """Mean loss over the predictions of the first `num_batches` batches, in nats, dropout off."""
+    """Mean loss over the predictions of the first `num_batches` batches, in nats, dropout off.
+
+    Without a prediction it is NaN.
+    """
     device = next(model.parameters()).device
     dtype = compute_dtype(training.precision, device)
     was_training = model.training
@@ -284,4 +288,4 @@ def mean_loss(
             total += float(objective.loss(model, batch.to(device)).total)
             count += batch.num_predictions
     model.train(was_training)
-    return total / max(1, count)
+    return total / count if count else math.nan
