@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import firth
+from firth.cli import main
 from firth.errors import ConfigError
 from firth.models import Bert
 
@@ -48,6 +49,42 @@ def test_a_pooler_is_left_behind_where_nothing_trains_it(tiny_run, corpus, tmp_p
     assert not any("pooler" in name for name in model.model.state_dict())
     moved = model.model.embeddings.tokens.weight - body.embeddings.tokens.weight
     assert moved.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["bert-nsp", "spanbert"])
+def test_heads_of_the_objective_begin_at_random(name, tiny_run, corpus, tmp_path, caplog):
+    """A run keeps no boundary head, and a plain BERT has none: both can be gone on from."""
+    caplog.set_level("INFO")
+    start = firth.load(tiny_run)
+    recipe = firth.recipe(name, size="tiny").with_settings(QUICK)
+    once = firth.pretrain(recipe, corpus, tmp_path / "once", start=start)
+    head = "pair_head" if name == "bert-nsp" else "boundary_head"
+    assert f"{head}" in caplog.text
+    assert "begins at random" in caplog.text
+    moved = once.model.embeddings.tokens.weight - start.model.embeddings.tokens.weight
+    assert moved.abs().max() < 1e-4
+    again = firth.pretrain(recipe, corpus, tmp_path / "again", start=once)
+    assert again.model.config.hidden_size == start.model.config.hidden_size
+
+
+def test_a_decoder_becomes_a_hybrid(corpus, tmp_path):
+    small = {**QUICK, "training.optimizer.rest.lr": 1e-6}
+    decoder = firth.recipe("gpt", size="tiny", vocab_size=300).with_settings(small)
+    start = firth.pretrain(decoder, corpus, tmp_path / "gpt")
+    hybrid = firth.recipe("hybrid", size="tiny").with_settings(small)
+    model = firth.pretrain(hybrid, corpus, tmp_path / "hybrid", start=start)
+    assert model.model.config == replace(start.model.config, bidirectional=True)
+
+
+def test_settings_that_a_start_overrules_are_named(tiny_run, papers, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(papers[:30]), encoding="utf-8")
+    command = ["pretrain", "bert", str(text), "-o", str(tmp_path / "run"), "--start", str(tiny_run)]
+    command += ["--size", "mini", "--model.num_layers", "9", "--model.dropout", "0.2"]
+    for name, value in QUICK.items():
+        command += [f"--{name}", str(value)]
+    assert main([*command, "--documents", "block"]) == 0
+    assert "--size, --model.num_layers: no effect" in capsys.readouterr().err
 
 
 def test_rows_beyond_the_tokenizer_are_kept(tiny_run, corpus, tmp_path):

@@ -1,12 +1,13 @@
 """GPT and its kin: the numbers of `transformers`, causality, the cache, both ways through files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from firth.interop.decoders import config_from_decoder
+from firth.interop.decoders import config_from_decoder, decoder_family
 from firth.interop.huggingface import load_model, save_model
 from firth.models import GPT, GPTConfig
 from firth.models.cache import Cache
@@ -45,6 +46,13 @@ OWN = {
         **SIZES, **{**LLAMA, "output_init": "zero"}, qk_norm=True, embedding_norm=True
     ),
 }
+
+
+def test_heads_that_do_not_divide_the_size_are_no_llama():
+    """`transformers` refuses such a shape, so a run keeps our own form."""
+    odd = replace(SHAPES["llama"], hidden_size=25, head_size=6)
+    assert decoder_family(SHAPES["llama"]) == "llama"
+    assert decoder_family(odd) is None
 
 
 def random_model(config: GPTConfig) -> GPT:

@@ -124,6 +124,15 @@ def test_a_split_keeps_pairs_together():
         assert tuple(t.upper() for t in part.source.texts) == part.target.texts
 
 
+def test_a_split_holds_out_no_pair_of_the_training_part():
+    texts = [f"text {i % 200}" for i in range(400)]
+    corpus = ParallelCorpus.of(zip(texts, map(str.upper, texts), strict=True))
+    train, valid = corpus.split(valid=0.05, seed=0)
+    assert len(valid.source.texts) == 20
+    assert len(train.source.texts) == 380
+    assert not {*train.source.texts} & {*valid.source.texts}
+
+
 @pytest.fixture(scope="module")
 def spelled(tmp_path_factory):
     """Files of pairs in which each letter becomes the next but one and the order is turned."""

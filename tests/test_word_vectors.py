@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import firth
-from firth.api.word_vectors import vocabulary_vectors
+from firth.api.word_vectors import tokenizer_of, vocabulary_vectors
 from firth.cli import main
 from firth.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from firth.inference.bilingual import (
@@ -355,3 +355,19 @@ def test_the_last_ending_tells_text_from_binary(tmp_path, vectors):
         write_word_vectors(tmp_path / name, WORDS, vectors)
         assert read_word_vectors(tmp_path / name)[0] == WORDS
     assert (tmp_path / "v.bin.txt").read_bytes() == (tmp_path / "v.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", ["the 0.1 0.2 \nof 0.3 0.4 \n", "2 2\nthe 0.1 0.2\nof 0.3 0.4\n\n"]
+)
+def test_spaces_and_lines_at_the_end_are_no_vectors(tmp_path, text):
+    (tmp_path / "a.vec").write_text(text, encoding="utf-8")
+    words, found = read_word_vectors(tmp_path / "a.vec")
+    assert words == ["the", "of"]
+    np.testing.assert_allclose(found, [[0.1, 0.2], [0.3, 0.4]], rtol=1e-6)
+
+
+def test_special_rows_do_not_make_a_vocabulary_cased():
+    tokenizer = tokenizer_of(["[PAD]", "[UNK]", "the", "of"])
+    assert tokenizer.encode("The of").tokens == ["[CLS]", "the", "of", "[SEP]"]
+    assert tokenizer_of(["The", "of"]).encode("The").tokens[1] == "The"

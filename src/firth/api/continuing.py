@@ -1,10 +1,14 @@
 """Going on from a trained model instead of from random weights."""
 
+import logging
+
 from torch import nn
 
 from firth.api.language_model import LanguageModel
 from firth.errors import ConfigError
 from firth.text.tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def own_tokenizer(start: LanguageModel, name: str) -> Tokenizer:
@@ -23,9 +27,15 @@ def own_tokenizer(start: LanguageModel, name: str) -> Tokenizer:
     return tokenizer
 
 
+_HEADS = ("pooler.", "pair_head.", "boundary_head.")
+
+
 def copy_weights(start: nn.Module, model: nn.Module) -> None:
-    """All of them but a pooler that the objective has no use for."""
-    kept = model.state_dict().keys()
-    pooler = ("pooler.weight", "pooler.bias")
-    state = {n: w for n, w in start.state_dict().items() if n in kept or n not in pooler}
-    model.load_state_dict(state)
+    """All but those of heads that one of both has not: the model's own begin at random."""
+    state, kept = start.state_dict(), model.state_dict()
+    shared = {n: w for n, w in state.items() if n in kept or not n.startswith(_HEADS)}
+    fresh = {n: w for n, w in kept.items() if n not in state and n.startswith(_HEADS)}
+    model.load_state_dict({**shared, **fresh})
+    if fresh:
+        names = sorted({name.split(".")[0] for name in fresh})
+        logger.info("%s: not in the model to go on from, begins at random", ", ".join(names))

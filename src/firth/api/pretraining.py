@@ -21,6 +21,7 @@ from firth.api.training_text import (
     TrainingText,
     all_texts,
     check_corpus,
+    check_documents,
     check_languages,
     open_training_text,
     some_texts,
@@ -146,7 +147,10 @@ def _prepare(
     find = _annotator(recipe, corpus)
     for part, documents in corpora.items():
         write_training_text(documents, tokenizer, run, part, find)
-        logger.info("%s text: %s", part, open_training_text(run, part, recipe).describe())
+        text = open_training_text(run, part, recipe)
+        logger.info("%s text: %s", part, text.describe())
+        if part == "train":
+            check_documents(recipe, text.num_documents)
     if not begun:
         keep_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size))
 

@@ -185,6 +185,20 @@ def check_corpus(recipe: Recipe, corpus: AnyCorpus) -> None:
     )
 
 
+def check_documents(recipe: Recipe, count: int) -> None:
+    """Refuses a single document where pairs need texts of others.
+
+    Raises:
+        DataError: if there is one alone.
+    """
+    objective = recipe.objective
+    if isinstance(objective, SentencePairs) and objective.kind == "next" and count < 2:
+        raise DataError(
+            "next-sentence pairs need a second document to take text from, and the corpus is one; "
+            "have smaller documents (--documents block), or use --objective.kind order"
+        )
+
+
 def check_languages(corpus: AnyCorpus, valid: AnyCorpus) -> None:
     """Refuses held-out text of other languages than the corpus.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 8192
 """Words embedded at a time."""
+_SPECIAL = re.compile(r"\[[A-Z]+\]|<[^<>]+>")
+"""Names of special tokens, which some files have among their words."""
 _TRIED = 10_000
 """Words of a file that decide how texts are cut."""
 
@@ -139,7 +142,7 @@ def load_word_vectors(path: Path) -> tuple[Static, Tokenizer]:
 def tokenizer_of(words: Sequence[str]) -> Tokenizer:
     """A tokenizer that knows these words, in this order behind the special tokens."""
     composed = list(dict.fromkeys(unicodedata.normalize("NFC", word) for word in words))
-    lowercase = all(word == word.lower() for word in composed)
+    lowercase = all(word == word.lower() for word in composed if not _SPECIAL.fullmatch(word))
     made = _with_vocabulary(composed, "word", lowercase)
     tried = composed[:_TRIED]
     torn = sum(len(one.ids) > 1 for one in made.encode_batch(tried, special_tokens=False))

@@ -1,5 +1,6 @@
 """`firth pretrain`."""
 
+import logging
 import os
 import re
 import shlex
@@ -20,10 +21,13 @@ from firth.device import prepare_process
 from firth.errors import ConfigError
 from firth.models import BertConfig, StaticConfig
 from firth.recipes import Recipe, recipe
+from firth.recipes.settings import is_own
 from firth.text.corpus import Corpus
 from firth.text.languages import MultilingualCorpus
 from firth.text.pairs import ParallelCorpus
 from firth.training import BUDGETS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,4 +180,13 @@ def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
         chosen = chosen.with_settings(read_toml(options.config), where=options.config)
     flags = {f"training.{name}": getattr(options, name) for name in BUDGETS}
     given = {path: value for path, value in flags.items() if value is not None}
+    idle = [f"--{name}" for name in ("size", "vocab") if getattr(options, name) is not None]
+    idle += [
+        f"--{path}"
+        for path in settings
+        if path.startswith("tokenizer.")
+        or (path.startswith("model.") and not is_own(path.removeprefix("model.")))
+    ]
+    if options.start is not None and idle:
+        logger.warning("%s: no effect, shape and tokenizer are those of --start", ", ".join(idle))
     return chosen.with_settings({**given, **settings})

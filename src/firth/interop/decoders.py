@@ -148,6 +148,8 @@ def decoder_family(config: GPTConfig) -> str | None:
     gpt2 |= {"num_groups": None, "head_size": None, **_SHAPE["gpt2"]}
     shapes = {"gpt2": gpt2, "llama": {**_SHAPE["llama"]}}
     shapes["llama"].pop("output_init")
+    if config.hidden_size % config.num_heads:  # which `transformers` refuses of either
+        return None
     for family, shape in shapes.items():
         if all(getattr(config, name) == value for name, value in shape.items()):
             return family

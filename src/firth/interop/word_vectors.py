@@ -98,9 +98,12 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
         if number == 1 and len(cells := line.split()) == 2 and all(c.isdecimal() for c in cells):
             promised, size = int(cells[0]), int(cells[1])
             continue
+        line = line.rstrip(" ")
+        if not line:
+            continue
         size = size or len(line.split(" ")) - 1
         # From the right: a few published files have words with spaces in them.
-        word, *numbers = line.rstrip(" ").rsplit(" ", size)
+        word, *numbers = line.rsplit(" ", size)
         try:
             row = np.array(numbers, np.float32)
         except ValueError:

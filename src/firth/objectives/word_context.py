@@ -37,7 +37,7 @@ class SkipGram:
 
     Departures: the neighbours of a word share its negatives (Ji et al. 2016), which needs fewer
     rows of memory; a negative that is the word itself is left out, not drawn anew, as in the
-    program. With n-grams a word's rows move once it has left the window, not after each pair.
+    program. A word's rows move once it has left the window, not after each pair.
     """
 
     window: int = 5

@@ -149,7 +149,10 @@ class Recipe:
         return changed
 
     def started_from(self, shape: ModelConfig, name: str, max_length: int) -> "Recipe":
-        """The recipe for going on from a model: its shape, with the dropouts of this recipe.
+        """The recipe for going on from a model: its shape, with what this recipe's objective needs.
+
+        That is its dropouts, its heads beside the language model's, and how a decoder reads. All
+        other settings of model and tokenizer are the model's.
 
         Args:
             shape: of the model.
@@ -169,8 +172,8 @@ class Recipe:
                 f"the recipe {self.name} trains {type(self.model).__name__}, and {name} is "
                 f"{type(shape).__name__}; choose the recipe that it was trained with"
             )
-        dropouts = {f.name: getattr(self.model, f.name) for f in fields(shape) if _drops(f.name)}
-        return replace(self, model=replace(shape, **dropouts), start=name, start_length=max_length)
+        own = {f.name: getattr(self.model, f.name) for f in fields(shape) if is_own(f.name)}
+        return replace(self, model=replace(shape, **own), start=name, start_length=max_length)
 
     def with_vocabulary(self, size: int) -> "Recipe":
         """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have.
@@ -189,8 +192,12 @@ class Recipe:
         )
 
 
-def _drops(name: str) -> bool:
-    return name == "dropout" or name.endswith("_dropout")
+_OF_OBJECTIVES = ("pair_head", "boundary_places", "bidirectional", "whole_prompts")
+
+
+def is_own(name: str) -> bool:
+    """Whether a recipe keeps this setting of its model where it goes on from another model."""
+    return name == "dropout" or name.endswith("_dropout") or name in _OF_OBJECTIVES
 
 
 def _check_objective(recipe: Recipe) -> None:

@@ -89,21 +89,23 @@ class ParallelCorpus:
         return Lines((self.source.fingerprint(), self.target.fingerprint())).fingerprint()
 
     def split(self, *, valid: float, seed: int) -> tuple["ParallelCorpus", "ParallelCorpus"]:
-        """Sets a share of the pairs aside, at random.
+        """Sets a share of the pairs aside, at random; equal pairs are on the same side.
 
         Raises:
             ConfigError: if one of the parts would be empty.
         """
         pairs = list(zip(self.source.texts, self.target.texts, strict=True))
-        order = np.random.default_rng(seed).permutation(len(pairs))
-        count = max(1, round(valid * len(pairs)))
-        if not 0 < valid < 1 or count >= len(pairs):
+        distinct = list(dict.fromkeys(pairs))
+        order = np.random.default_rng(seed).permutation(len(distinct))
+        count = max(1, round(valid * len(distinct)))
+        if not 0 < valid < 1 or count >= len(distinct):
             raise ConfigError(
                 f"a share of {valid} of {len(pairs)} pairs leaves a part empty; give validation "
                 "files, or another share"
             )
-        parts = (sorted(order[count:].tolist()), sorted(order[:count].tolist()))
-        train, held_out = (ParallelCorpus.of(pairs[i] for i in part) for part in parts)
+        chosen = {distinct[i] for i in order[:count]}
+        parts = ([pair for pair in pairs if (pair in chosen) == held] for held in (False, True))
+        train, held_out = map(ParallelCorpus.of, parts)
         return train, held_out
 
 
