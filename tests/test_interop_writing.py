@@ -94,16 +94,6 @@ def test_loads_in_transformers():
     assert not loads_in_transformers(MODERN_SHAPE, stock_head(SHAPE, 3, 0.1), VOCABULARY)
 
 
-def test_a_pair_head_without_a_class_for_it_is_kept(tmp_path):
-    for changes in ({}, {"num_segments": 0}):
-        shape = MODERN_SHAPE if not changes else replace(SHAPE, **changes)
-        model = Bert(replace(shape, pair_head=True))
-        save_model(tmp_path, model, vocabulary=VOCABULARY, firth={})
-        loaded = load_model(tmp_path)
-        assert loaded.family is None
-        assert same_weights(loaded.model, model)
-
-
 # Their directory, changed there after we had written it.
 
 

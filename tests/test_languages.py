@@ -137,7 +137,7 @@ def test_a_multilingual_run(tmp_path, papers):
     )
     assert "5-gram" in report["details"]["baselines"]
     tokens = sum(json.loads(p.read_text())["num_tokens"] for p in manifests(tmp_path / "run"))
-    assert f"{tokens:,} tokens" in good("inspect", tmp_path / "run")
+    assert f"train tokens\t{tokens:,}\n" in good("inspect", tmp_path / "run")
     refused = run("pretrain", "bert", named[0], "other.txt", "-o", tmp_path / "no", *budget)
     assert refused.code == 2
     assert "other.txt: expected a language before it" in refused.err

@@ -127,6 +127,11 @@ def test_a_directory_can_be_held_again(tmp_path):
     for _ in range(2):
         with only_writer(tmp_path / "new"):
             pass
+    assert not (tmp_path / "new").exists()  # nothing came of it
+    (tmp_path / "empty").mkdir()
+    with only_writer(tmp_path / "empty"):
+        pass
+    assert (tmp_path / "empty").exists()
 
 
 def test_a_checkpoint_replaces_those_of_a_course_given_up(tmp_path):

@@ -59,14 +59,7 @@ def adapt(
         DataError: if a file cannot be read, or there are too few examples or none.
         DivergedError: if every seed, restarts included, gave a degenerate run.
     """
-    if isinstance(seeds, int) or not seeds:
-        found = seeds if isinstance(seeds, int) else "empty"
-        raise ConfigError(f"seeds is {found}; expected a sequence of at least one, as (0, 1, 2)")
-    if not isinstance(lm, LanguageModel):
-        raise ConfigError(
-            f"the model is a {type(lm).__name__}, expected a language model; of an adapted model, "
-            "give the run that it came from"
-        )
+    _check_arguments(lm, seeds)
     adaptation = adaptation or FineTuning()
     if adaptation.precision == "auto":
         adaptation = replace(adaptation, precision=lm.precision)
@@ -99,6 +92,17 @@ def adapt(
         tuple(map(_seed_result, results)),
         adaptation.precision,
     )
+
+
+def _check_arguments(lm: object, seeds: object) -> None:
+    if isinstance(seeds, int) or not seeds:
+        found = seeds if isinstance(seeds, int) else "empty"
+        raise ConfigError(f"seeds is {found}; expected a sequence of at least one, as (0, 1, 2)")
+    if not isinstance(lm, LanguageModel):
+        raise ConfigError(
+            f"the model is a {type(lm).__name__}, expected a language model; of an adapted model, "
+            "give the run that it came from"
+        )
 
 
 def _parts(

@@ -31,11 +31,16 @@ _HEADS = ("pooler.", "pair_head.", "boundary_head.")
 
 
 def copy_weights(start: nn.Module, model: nn.Module) -> None:
-    """All but those of heads that one of both has not: the model's own begin at random."""
+    """All but those of heads that one of both has not: the model's own begin at random, the others
+    are left behind.
+    """
     state, kept = start.state_dict(), model.state_dict()
     shared = {n: w for n, w in state.items() if n in kept or not n.startswith(_HEADS)}
     fresh = {n: w for n, w in kept.items() if n not in state and n.startswith(_HEADS)}
     model.load_state_dict({**shared, **fresh})
-    if fresh:
-        names = sorted({name.split(".")[0] for name in fresh})
-        logger.info("%s: not in the model to go on from, begins at random", ", ".join(names))
+    for names, what in (
+        (fresh, "not in the model to go on from, begins at random"),
+        (state.keys() - shared.keys(), "left behind, since the objective has no use for it"),
+    ):
+        if heads := sorted({name.split(".")[0] for name in names}):
+            logger.info("%s: %s", ", ".join(heads), what)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def only_writer(run: Path) -> Iterator[None]:
         ConfigError: if another process holds it.
         ResourceError: if it cannot be made.
     """
+    new = not run.exists()
     with resource_errors(run):
         run.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run, os.O_RDONLY)
@@ -47,6 +48,9 @@ def only_writer(run: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+        if new:
+            with suppress(OSError):  # it is not empty, unless nothing came of the run
+                run.rmdir()
 
 
 def _locked(descriptor: int) -> bool:
@@ -119,7 +123,7 @@ def begin(run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus]) -> bool:
     record = read_json(run / _RECORD) if (run / _RECORD).is_file() else None
     if record is not None and (record["recipe"] is not None or _same(record, asked)):
         _refuse_other_settings(run, record["requested"], requested)
-        _refuse_other_text(run, record["text"], text)
+        _refuse_other_text(run, record.get("text", text), text)
         return record["recipe"] is not None
     if record is not None:
         (run / "tokenizer.json").unlink(missing_ok=True)
@@ -129,7 +133,7 @@ def begin(run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus]) -> bool:
 
 
 def _same(record: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    return all(record[key] == value for key, value in asked.items())
+    return all(record.get(key) == value for key, value in asked.items())
 
 
 def _refuse_other_settings(run: Path, recorded: Any, requested: Any) -> None:

@@ -141,13 +141,7 @@ def _facts(run: Path) -> dict[str, Any]:
         if has_tokens(folder := run / "data" / side):
             facts[f"{side} tokens"] = open_tokens(folder).num_tokens
     if (run / "adaptation.json").is_file():
-        record = read_json(run / "adaptation.json")
-        facts["adaptation"] = record["adaptation"]["type"]
-        facts["seeds"] = [
-            {"seed": one["seed"], **one["metrics"], "steps": one["steps"]}
-            | {"degenerate": one["degenerate"]}
-            for one in record["seeds"]
-        ]
+        facts |= _adaptation(read_json(run / "adaptation.json"))
     rows = [row for row in read_metrics(run) if "valid_loss" in row]
     if rows:
         facts["validation"] = [
@@ -160,6 +154,15 @@ def _facts(run: Path) -> dict[str, Any]:
             for row in rows
         ]
     return facts
+
+
+def _adaptation(record: dict[str, Any]) -> dict[str, Any]:
+    seeds = [
+        {"seed": one["seed"], **one["metrics"], "steps": one["steps"]}
+        | {"degenerate": one["degenerate"]}
+        for one in record["seeds"]
+    ]
+    return {"adaptation": record["adaptation"]["type"], "seeds": seeds}
 
 
 def demo(arguments: Sequence[str]) -> None:

@@ -106,14 +106,11 @@ def loads_in_transformers(
 ) -> bool:
     """Whether `save_model` writes a directory that a stock class of `transformers` loads.
 
-    The shape must be a stock one, the head (if any) its family's own, that of sentence pairs
-    BERT's, and for RoBERTa, where positions start after the id of the padding token, that id must
-    be `position_offset` - 1.
+    The shape must be a stock one, the head (if any) its family's own, and for RoBERTa, where
+    positions start after the id of the padding token, that id must be `position_offset` - 1.
     """
     if not isinstance(config, BertConfig):
         return head is None and is_stock_generator(config)
-    if config.pair_head and head is None and stock_family(config) != "bert":
-        return False
     family = stock_family(config)
     if family is None:
         return False
