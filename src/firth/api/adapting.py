@@ -24,6 +24,10 @@ from firth.tasks.classification import Classification
 logger = logging.getLogger(__name__)
 
 
+_FEW = 0.01
+"""Share of texts that may be cut without a word of it."""
+
+
 @dataclass(frozen=True)
 class _Data:
     train: tuple[list[Example], Any]
@@ -122,7 +126,7 @@ def _parts(
 
 def _report_cuts(data: EncodedExamples, length: int, task: AnyTask) -> None:
     full = int((data.lengths >= length).sum())
-    if full and task.unit == "sequence":
+    if full > _FEW * len(data) and task.unit == "sequence":
         logger.info(
             "%d of %d training texts fill max_length, which is %d tokens: what is longer is cut",
             full,
