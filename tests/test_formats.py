@@ -120,6 +120,12 @@ class TestRoundTrip:
         found = read_back("a.parquet", buffer.getvalue())
         assert found == stripped(text for text in documents if text is not None)
 
+    @pytest.mark.parametrize("kind", ["large_string", "string_view", "binary", "large_binary"])
+    def test_parquet_of_all_types_of_text(self, tmp_path, kind):
+        column = arrow.array(["größer", "b"]).cast(getattr(arrow, kind)())
+        parquet.write_table(arrow.table({"text": column}), tmp_path / "a.parquet")
+        assert list(Corpus.from_files(tmp_path / "a.parquet")) == ["größer", "b"]
+
     def test_parquet_of_dictionary_type(self, tmp_path):
         column = arrow.array(["one", "two", "one"]).dictionary_encode()
         parquet.write_table(arrow.table({"text": column}), tmp_path / "a.parquet")

@@ -63,7 +63,7 @@ class FineTuning:
     num_layers: int = 1
     """Of a recurrent network."""
     dropout: float = 0.1
-    """Of the language model and the head; AWD-LSTM keeps its own five."""
+    """Of the language model and the head; AWD-LSTM keeps its own but the last."""
     patience: int = 20
     """Scorings of dev without improvement before stopping. There are about twenty a run, so by
     default the whole schedule runs and the weights that were best on dev are kept."""

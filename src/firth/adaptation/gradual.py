@@ -54,7 +54,8 @@ class GradualUnfreezing:
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
     """What stands for a word of several tokens, or for a text without concat pooling."""
     dropout: float = 0.1
-    """Of the language model; AWD-LSTM keeps its own five, and the concat-pooling head its two."""
+    """Of the language model; AWD-LSTM keeps its own but the last, and the concat-pooling head its
+    two."""
     patience: int = 20
     max_length: int = 128
     """Tokens of a text that are read; a longer one is cut at its end, tagged words into several

@@ -33,7 +33,7 @@ class SpanCorruption:
     "salient": a sequence loses one of its marked spans (`data.spans`), all alike (Guu et al. 2020,
     REALM, section 3.4; Roberts et al. 2020): what facts are asked about. Departures: the
     papers take one of each sentence; a sequence without such a span is not left out, but loses
-    spans of the first kind.
+    spans of the first kind; "iid" leaves spans beyond the number of sentinels in the text.
     """
 
     rate: float = 0.15
