@@ -19,7 +19,7 @@ from firth.adaptation.network import AdaptedNetwork, EncodedExamples
 from firth.api.adapted import family_head
 from firth.cli import main
 from firth.models import AWDLSTM, build
-from firth.models.heads import ConcatPoolingHead, RecurrentHead, WordHead
+from firth.models.heads import BatchNorm, ConcatPoolingHead, RecurrentHead, WordHead
 from firth.models.layers import Dropout
 from firth.models.mix import SequenceHead
 from firth.protocols import Batch, Example
@@ -264,13 +264,33 @@ def test_concat_pooling_is_that_of_the_paper():
     expected = normed(x, second) @ head.out.weight.T + head.out.bias
     assert x.shape == (3, 50)
     torch.testing.assert_close(head(states, starts), expected, atol=1e-5, rtol=1e-4)
-    momentum = 0.1 * h.mean(0)
-    torch.testing.assert_close(first.running_mean, momentum, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(first.running_mean, h.mean(0), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(first.running_var, h.var(0), atol=1e-6, rtol=1e-5)
     head.eval()
     alone = head(states[3:], torch.tensor([0, 6]))
     torch.testing.assert_close(alone[0], head(states, starts)[2])
     backward = ConcatPoolingHead(4, 3, last="first")
     assert backward.poolings == ("first", "max", "mean")
+
+
+def test_few_batches_are_normalised_by_what_they_were():
+    """Running statistics are means of the batches so far, not drawn to 0 and 1; later they decay."""
+    torch.manual_seed(0)
+    norm = BatchNorm(6)
+    batches = [3.0 + 0.01 * torch.randn(32, 6) for _ in range(12)]
+    for batch in batches[:5]:
+        norm(batch)
+    norm.eval()
+    variance = torch.stack([batch.var(0) for batch in batches[:5]]).mean(0)
+    torch.testing.assert_close(norm.running_var, variance, atol=0, rtol=1e-4)
+    assert 0.8 < norm(batches[5]).std().item() < 1.1  # 0.01 with variances drawn to 1
+    norm.train()
+    for batch in batches[5:]:
+        norm(batch)
+    mean = torch.stack([batch.mean(0) for batch in batches[:10]]).mean(0)
+    for batch in batches[10:]:
+        mean = 0.9 * mean + 0.1 * batch.mean(0)
+    torch.testing.assert_close(norm.running_mean, mean, atol=1e-6, rtol=1e-6)
 
 
 def test_a_batch_of_one_has_no_variance():
