@@ -274,7 +274,7 @@ def test_concat_pooling_is_that_of_the_paper():
 
 
 def test_few_batches_are_normalised_by_what_they_were():
-    """Running statistics are means of the batches so far, not drawn to 0 and 1; later they decay."""
+    """Running statistics are means of the batches so far, not drawn to 0 and 1; then they decay."""
     torch.manual_seed(0)
     norm = BatchNorm(6)
     batches = [3.0 + 0.01 * torch.randn(32, 6) for _ in range(12)]
