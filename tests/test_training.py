@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from firth.errors import ConfigError, DivergedError, Interrupted, ResourceError
+from firth.models import GPT, GPTConfig
 from firth.objectives import MaskedLM
 from firth.text.batches import ObjectiveBatches, PackedSequences
 from firth.training import (
@@ -397,3 +398,22 @@ def test_muon_leaves_output_matrices_alone():
     taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     assert "pooler.weight" in taken
     assert "pair_head.weight" not in taken
+
+
+@pytest.mark.parametrize(("tied", "rate"), [(True, 0.4), (False, 0.1)])
+def test_a_softmax_learns_with_the_top_where_the_embeddings_are_its_matrix(tied, rate):
+    model = GPT(
+        GPTConfig(
+            vocab_size=50, num_layers=2, hidden_size=8, num_heads=2, intermediate_size=16, tied=tied
+        )
+    )
+    training = Training(steps=1, optimizer=AdamW(lr=0.4), layer_decay=2.0)
+    rates = {
+        id(p): group["peak_lr"]
+        for optimizer in State.begin(model, training).optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert len(rates) == len(list(model.parameters()))
+    assert rates[id(model.output_matrix)] == pytest.approx(0.4)
+    assert rates[id(model.embeddings.tokens.weight)] == pytest.approx(rate)  # two layers above it

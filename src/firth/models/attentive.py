@@ -205,12 +205,13 @@ class Seq2Seq(nn.Module):
         return AttentiveCache()
 
     @property
-    def _output(self) -> Tensor:
+    def output_matrix(self) -> Tensor:
+        """(V, D) of the softmax."""
         return self.embeddings.weight if self.head is None else self.head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) states of the decoder to (M, V) scores of the next token."""
-        return F.linear(hidden, self._output)
+        return F.linear(hidden, self.output_matrix)
 
     def prediction_loss(
         self, hidden: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
@@ -219,7 +220,7 @@ class Seq2Seq(nn.Module):
         dtype = activation_dtype(hidden.device)
         hidden = round_up(hidden if dtype is None else hidden.to(dtype))
         return linear_cross_entropy(
-            hidden, self._output, None, targets, label_smoothing=label_smoothing
+            hidden, self.output_matrix, None, targets, label_smoothing=label_smoothing
         )
 
     def layer_groups(self) -> list[list[nn.Parameter]]:

@@ -144,16 +144,21 @@ class AWDLSTM(nn.Module):
         """An empty cache for reading on, of any number of tokens."""
         return RecurrentCache(backward)
 
+    @property
+    def output_matrix(self) -> Tensor:
+        """(V, E) of the softmax: the word vectors."""
+        return self.embeddings.weight
+
     def logits(self, hidden: Tensor, *, backward: bool = False) -> Tensor:
         """(M, D) last states to (M, V) scores of the next token in the direction of reading."""
-        return F.linear(hidden[:, : self.config.embedding_size], self.embeddings.weight, self.bias)
+        return F.linear(hidden[:, : self.config.embedding_size], self.output_matrix, self.bias)
 
     def prediction_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed cross-entropy of (M) token ids at (M, D) states, in nats."""
         hidden = hidden[:, : self.config.embedding_size]
         dtype = activation_dtype(hidden.device)
         hidden = round_up(hidden if dtype is None else hidden.to(dtype))
-        return linear_cross_entropy(hidden, self.embeddings.weight, self.bias, targets)
+        return linear_cross_entropy(hidden, self.output_matrix, self.bias, targets)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer."""

@@ -228,13 +228,18 @@ class Bert(nn.Module):
             False: rotary_tables(positions, head_size, base),
         }
 
+    @property
+    def output_matrix(self) -> Tensor:
+        """(V, D) of the softmax: the token embeddings."""
+        return self.embeddings.tokens.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) hidden states to (M, V) masked-LM scores."""
-        return self.head(hidden, self.embeddings.tokens.weight)
+        return self.head(hidden, self.output_matrix)
 
     def prediction_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed cross-entropy of (M) token ids at (M, D) hidden states, in nats."""
-        return self.head.loss(hidden, self.embeddings.tokens.weight, targets)
+        return self.head.loss(hidden, self.output_matrix, targets)
 
     def pair_logits(self, hidden: Tensor, starts: Tensor) -> Tensor:
         """(B, 2) scores W tanh(W_p h + b_p) + b of the first tokens' states h (Devlin et al. 2019).
@@ -256,8 +261,7 @@ class Bert(nn.Module):
             targets: (M) int64.
         """
         assert self.boundary_head is not None
-        embedding = self.embeddings.tokens.weight
-        return self.boundary_head.loss(hidden, boundaries, embedding, targets)
+        return self.boundary_head.loss(hidden, boundaries, self.output_matrix, targets)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer (the last with the final norm)."""

@@ -263,7 +263,8 @@ class EncoderDecoder(nn.Module):
         return Cache(len(self.decoder.layers), room)
 
     @property
-    def _output(self) -> Tensor:
+    def output_matrix(self) -> Tensor:
+        """(V, D) of the softmax."""
         return self.embeddings.tokens.weight if self.head is None else self.head.weight
 
     def _scaled(self, hidden: Tensor) -> Tensor:
@@ -271,7 +272,7 @@ class EncoderDecoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) states of the decoder to (M, V) scores of the next token."""
-        return F.linear(self._scaled(hidden), self._output)
+        return F.linear(self._scaled(hidden), self.output_matrix)
 
     def prediction_loss(
         self, hidden: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
@@ -281,7 +282,7 @@ class EncoderDecoder(nn.Module):
         hidden = self._scaled(hidden)
         hidden = round_up(hidden if dtype is None else hidden.to(dtype))
         return linear_cross_entropy(
-            hidden, self._output, None, targets, label_smoothing=label_smoothing
+            hidden, self.output_matrix, None, targets, label_smoothing=label_smoothing
         )
 
     def layer_groups(self) -> list[list[nn.Parameter]]:

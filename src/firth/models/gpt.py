@@ -199,12 +199,13 @@ class GPT(nn.Module):
         return Cache(len(self.layers), room)
 
     @property
-    def _output(self) -> Tensor:
+    def output_matrix(self) -> Tensor:
+        """(V, D) of the softmax."""
         return self.embeddings.tokens.weight if self.head is None else self.head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) hidden states to (M, V) scores of the next token."""
-        return F.linear(hidden, self._output)
+        return F.linear(hidden, self.output_matrix)
 
     def prediction_loss(
         self, hidden: Tensor, targets: Tensor, *, weights: Tensor | None = None
@@ -212,7 +213,7 @@ class GPT(nn.Module):
         """Summed cross-entropy of (M) token ids at (M, D) states, in nats, (M) weighted."""
         dtype = activation_dtype(hidden.device)
         hidden = round_up(hidden if dtype is None else hidden.to(dtype))
-        return linear_cross_entropy(hidden, self._output, None, targets, weights=weights)
+        return linear_cross_entropy(hidden, self.output_matrix, None, targets, weights=weights)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer (the last with the final norm)."""

@@ -131,8 +131,12 @@ def _optimizers(model: nn.Module, training: Training) -> list[torch.optim.Optimi
     if training.layer_decay == 1.0:
         return training.optimizer.build(model.named_parameters())
     groups = model.layer_groups()[::-1]  # type: ignore[operator]
+    # The head learns with the top, the softmax too where the embeddings are its matrix: in the
+    # published program of ULMFiT they are in the group of the softmax.
+    softmax = getattr(model, "output_matrix", None)
+    groups = [[p for p in group if p is not softmax] for group in groups]
     inside = {id(p) for group in groups for p in group}
-    above = [p for p in model.parameters() if id(p) not in inside]  # the head learns with the top
+    above = [p for p in model.parameters() if id(p) not in inside]
     groups = [[*above, *groups[0]], *groups[1:]]
     return by_depth(training.optimizer, model, groups, training.layer_decay)
 

@@ -164,13 +164,14 @@ def by_depth(
     Args:
         optimizer: with the rate of the first group.
         model: that has the parameters, for their names.
-        groups: from the top of the network down.
+        groups: from the top of the network down; one may be empty.
         decay: eta^(l-1) = eta^l / decay.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     return [
         one
         for depth, group in enumerate(groups)
+        if group
         for one in scaled(optimizer, decay**-depth).build((names[id(p)], p) for p in group)
     ]
 
