@@ -338,6 +338,12 @@ def test_states_of_all_layers(lm):
     assert np.abs(other.values[1:] - one.values[1:]).max() > 1e-3
 
 
+@pytest.mark.parametrize("change", [{"embedding_size": 41}, {"num_layers": 0}])
+def test_shapes_that_are_none_are_refused(change):
+    with pytest.raises(ConfigError, match="expected a layer or more, and states as wide as word"):
+        small_awd(**{"hidden_size": 40, **change})
+
+
 def test_discriminative_rates():
     """Howard and Ruder 2018, section 3.2: eta^(l-1) = eta^l / 2.6; the softmax with the top."""
     model = small_awd()

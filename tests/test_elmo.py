@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import firth
-from firth.errors import CheckpointError, UnsupportedError
+from firth.errors import CheckpointError, ConfigError, UnsupportedError
 from firth.inference.minimal_pairs import baseline_differences, encode_pairs
 from firth.interop.allennlp import read_elmo, write_elmo
 from firth.models import Elmo, ElmoConfig
@@ -21,7 +22,7 @@ from firth.models.elmo import BiLayer
 from firth.models.recurrence import Steps
 from firth.models.sampled_softmax import log_uniform_counts, log_uniform_sample, sampled_loss
 from firth.objectives import BidirectionalLM
-from firth.protocols import Batch
+from firth.protocols import ABSENT, Batch
 from firth.text.batches import PackedSequences
 from firth.text.words import Words
 from firth.training import Adagrad
@@ -141,6 +142,19 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     options["char_cnn"]["filters"][0] = [1, 5]
     (tmp_path / "options.json").write_text(json.dumps(options))
     with pytest.raises(CheckpointError, match="4 filters of width 1, expected 5 of width 1"):
+        firth.load(tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path):
+    write_elmo(tmp_path, small_elmo())
+    path = tmp_path / "weights.hdf5"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=r"weights\.hdf5: .* cut short, or damaged"):
+        firth.load(tmp_path)
+    options = json.loads((tmp_path / "options.json").read_text())
+    del options["lstm"]["projection_dim"]
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    with pytest.raises(CheckpointError, match=r"options\.json: 'projection_dim' is missing"):
         firth.load(tmp_path)
 
 
@@ -390,6 +404,21 @@ def test_unseen_words_are_the_unknown_one_to_the_baselines(lm, elmo_run):
     found = baseline_differences(sentences, shards, lm.tokenizer)
     assert (found["word frequency"] == 0).all()  # the same words
     assert found["5-gram"][0] == found["5-gram"][1]
+
+
+def test_rare_words_are_the_tokenizers_unknown_one():
+    recipe = firth.recipe("elmo", size="tiny").with_settings({"model.output_size": 40})
+    assert recipe.with_vocabulary(replace(VOCABULARY, size=100, unknown=7)).model.unknown == 7
+    nothing = replace(VOCABULARY, size=100, unknown=ABSENT)
+    with pytest.raises(ConfigError, match=r"no token for unknown words.*output_size to 100"):
+        recipe.with_vocabulary(nothing)
+    assert recipe.with_vocabulary(replace(nothing, size=40)).model.output_size == 40
+
+
+@pytest.mark.parametrize("change", [{"unknown": 8}, {"unknown": -1}, {"num_layers": 0}])
+def test_shapes_that_are_none_are_refused(change):
+    with pytest.raises(ConfigError, match="expected a layer or more, and an id below output_size"):
+        ElmoConfig(**{**SMALL, **change})
 
 
 def test_a_directory_of_elmo_without_its_weights_says_so(tmp_path):

@@ -89,7 +89,7 @@ def test_it_fills_generates_and_adapts(lm):
 def test_an_encoder_decoder_scores_by_its_sentinel():
     """Each token replaced by the sentinel in the source; the decoder says it after the sentinel."""
     tokenizer = firth.Tokenizer.train(["the cat sat on the mat"] * 9, "word", 60, sentinels=3)
-    config = firth.recipe("t5", size="tiny").with_vocabulary(tokenizer.vocabulary.size).model
+    config = firth.recipe("t5", size="tiny").with_vocabulary(tokenizer.vocabulary).model
     torch.manual_seed(0)
     model = EncoderDecoder(config).eval()
     lm = firth.LanguageModel(model, tokenizer, precision="float32")
@@ -115,7 +115,7 @@ def test_a_causal_objective_sees_no_later_token_even_in_a_hybrid():
     from firth.objectives import CausalLM
     from tests.sources import VOCABULARY, sequences_of
 
-    config = firth.recipe("hybrid", size="tiny").with_vocabulary(VOCABULARY.size).model
+    config = firth.recipe("hybrid", size="tiny").with_vocabulary(VOCABULARY).model
     torch.manual_seed(0)
     model = GPT(config).eval()
     with torch.no_grad():

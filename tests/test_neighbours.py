@@ -282,6 +282,8 @@ def test_which_words_are_indexed(how, expected, lm, tmp_path):
 def test_words_that_do_not_occur(lm, corpus, index, tmp_path):
     with pytest.raises(DataError, match="none of the words to index occurs"):
         lm.index_words(corpus, tmp_path / "index", words=("zebra",))
+    with pytest.raises(ConfigError, match="words is 'tide'; expected a list of words"):
+        lm.index_words(corpus, tmp_path / "index", words="tide")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="'zebra' does not occur"):
         lm.neighbours("a [zebra] here", index, among="same")

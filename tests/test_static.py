@@ -292,6 +292,11 @@ def test_hash_of_ngrams():
             ]
 
 
+def test_vectors_have_a_width():
+    with pytest.raises(ConfigError, match="hidden_size is 0, expected at least 1"):
+        firth.recipe("word2vec").with_settings({"model.hidden_size": 0})
+
+
 def test_rows_of_a_word_are_its_own_and_its_ngrams():
     config = StaticConfig(vocab_size=3, hidden_size=4, buckets=50, min_n=3, max_n=4)
     starts, rows = input_rows([None, "ab", "c"], config)

@@ -71,6 +71,8 @@ def test_files_of_glove_have_no_first_line(tmp_path):
         ("v.vec", b"the cat sat on\n", "line 1"),
         ("v.vec", b"", "no word vectors"),
         ("v.bin", b"2 3\nthe " + bytes(12), "ends after 1 of 2"),
+        ("v.bin", b"99999999999 300\nthe " + bytes(12), "ends after 0 of 99,999,999,999"),
+        ("v.bin", b"1 0\nthe ", "without dimensions"),
         ("v.bin", b"hello\n", "numbers of words and dimensions"),
     ],
 )
@@ -348,6 +350,16 @@ def test_a_dictionary_of_parallel_text(shared):
     assert {("mann", "man"), ("hund", "dog"), ("und", "and"), ("wasser", "water")} <= set(pairs)
     with pytest.raises(DataError, match="as many"):
         build_dictionary(sides[0], sides[1][:-1])
+
+
+def test_what_is_no_parallel_text_is_refused():
+    sentences = [["der", "hund"]] * 5
+    with pytest.raises(DataError, match="'the dog' is a string; expected a list of its words"):
+        build_dictionary(sentences, ["the dog"] * 5)
+    with pytest.raises(DataError, match="no word in the translations"):
+        build_dictionary(sentences, [[]] * 5)
+    with pytest.raises(DataError, match=r"\(3, 4\) and \(3, 6\); expected as many"):
+        rotation(np.ones((3, 4)), np.ones((3, 6)))
 
 
 def test_the_last_ending_tells_text_from_binary(tmp_path, vectors):

@@ -152,7 +152,7 @@ def _prepare(
         if part == "train":
             check_documents(recipe, text.num_documents)
     if not begun:
-        keep_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary.size))
+        keep_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary))
 
 
 def _annotator(recipe: Recipe, corpus: AnyCorpus) -> Callable[[], Annotator] | None:

@@ -32,7 +32,15 @@ def rotation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Returns:
         (D, D) float32.
+
+    Raises:
+        DataError: if the two are not of the same shape.
     """
+    if source.shape != target.shape:
+        raise DataError(
+            f"vectors of shapes {source.shape} and {target.shape}; expected as many of each, of "
+            "one width: train both languages with the same size"
+        )
     x, y = unit_rows(source).astype(np.float64), unit_rows(target).astype(np.float64)
     left, _, right = np.linalg.svd(x.T @ y)
     return (left @ right).astype(np.float32)
@@ -172,7 +180,8 @@ def build_dictionary(
         Source and target words, the most frequent source word first.
 
     Raises:
-        DataError: if there are not as many targets as sources, or no sentence.
+        DataError: if there are not as many targets as sources, no sentence, no word on one side,
+            or a sentence that is a string.
     """
     if len(source) != len(target) or not len(source):
         raise DataError(
@@ -180,6 +189,8 @@ def build_dictionary(
             "each, and at least one"
         )
     source_counts, target_counts = _counts(source), _counts(target)
+    if not (source_counts and target_counts):
+        raise DataError(f"no word in the {'translations' if source_counts else 'sentences'}")
     source_ids = {word: i for i, word in enumerate(source_counts)}
     target_ids = {word: i for i, word in enumerate(target_counts)}
     left = [np.array([source_ids[word] for word in one], np.int64) for one in source]
@@ -197,6 +208,9 @@ def build_dictionary(
 
 def _counts(sentences: Sentences) -> dict[str, int]:
     """Words with their counts, the most frequent first."""
+    whole = next((one for one in sentences if isinstance(one, str)), None)
+    if whole is not None:
+        raise DataError(f"the sentence {whole[:50]!r} is a string; expected a list of its words")
     return dict(Counter(word for one in sentences for word in one).most_common())
 
 

@@ -81,6 +81,10 @@ class WordFilter:
     punctuation: bool = False
     """Index also words that have no letter or digit."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.words, str):
+            raise ConfigError(f"words is {self.words!r}; expected a list of words")
+
     def select(self, sentences: Iterable[Sentence], cut: Cut) -> "Selection":
         """The words by name, counted in the sentences where need be."""
         if self.words:

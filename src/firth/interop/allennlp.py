@@ -32,7 +32,8 @@ def read_elmo(directory: Path) -> Elmo:
     """The network of a directory, in evaluation mode; its softmax was not published.
 
     Raises:
-        CheckpointError: if a weight is missing or of another shape.
+        CheckpointError: if a file is damaged, or an option or weight is missing or of another
+            shape.
         UnsupportedError: without the package h5py, or for a network without characters.
     """
     found = sorted(directory.glob(f"*{_WEIGHTS}"))
@@ -42,8 +43,13 @@ def read_elmo(directory: Path) -> Elmo:
         )
     (path,) = found
     config = _config(read_json(directory / OPTIONS), str(directory / OPTIONS))
-    with _h5py().File(path, "r") as file:
-        tensors = _our_tensors(config, file, path)
+    try:
+        with _h5py().File(path, "r") as file:
+            tensors = _our_tensors(config, file, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {error}; it is cut short, or damaged: copy or download it again"
+        ) from error
     with torch.device("meta"):
         model = Elmo(config)
     for name, parameter in model.named_parameters():
@@ -90,7 +96,13 @@ def _h5py() -> Any:
 def _config(options: dict[str, Any], where: str) -> ElmoConfig:
     if "char_cnn" not in options:
         raise UnsupportedError(f"{where}: a network without char_cnn, which is not read")
-    cnn, lstm = options["char_cnn"], options["lstm"]
+    try:
+        return _shape(options["char_cnn"], options["lstm"])
+    except KeyError as error:
+        raise CheckpointError(f"{where}: {error} is missing") from error
+
+
+def _shape(cnn: dict[str, Any], lstm: dict[str, Any]) -> ElmoConfig:
     return ElmoConfig(
         vocab_size=_SPECIAL,
         output_size=_SPECIAL,

@@ -145,8 +145,11 @@ def _read_binary(path: Path) -> tuple[list[str], np.ndarray]:
             f"{path}: begins with {head[:30]!r}; expected the numbers of words and dimensions"
         )
     count, size = int(cells[0]), int(cells[1])
-    words, vectors = [], np.empty((count, size), np.float32)
     place = len(head) + 1
+    if not size:
+        raise DataError(f"{path}: begins with {head[:30]!r}, vectors without dimensions")
+    at_most = (len(data) - place) // (4 * size + 1)  # however many a damaged file says
+    words, vectors = [], np.empty((min(count, at_most), size), np.float32)
     for row in range(count):
         space = data.find(b" ", place)
         end = space + 1 + 4 * size

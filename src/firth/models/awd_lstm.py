@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firth.device import activation_dtype
+from firth.errors import ConfigError
 from firth.models.checks import check_shape
 from firth.models.layers import dropped, linear_cross_entropy, round_up
 from firth.models.recurrence import RecurrentCache, State, Steps, handed_on, taken_up
@@ -49,6 +50,11 @@ class AWDLSTMConfig:
         names = ("output", "hidden", "input", "embedding", "weight")
         rates = {f"{name}_dropout": getattr(self, f"{name}_dropout") for name in names}
         check_shape(self, [(f"{n} times dropout", r * self.dropout) for n, r in rates.items()])
+        if self.embedding_size > self.hidden_size or self.num_layers < 1:
+            raise ConfigError(
+                f"num_layers {self.num_layers}, embedding_size {self.embedding_size}, hidden_size "
+                f"{self.hidden_size}; expected a layer or more, and states as wide as word vectors"
+            )
 
 
 class AWDLSTM(nn.Module):

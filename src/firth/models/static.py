@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firth.errors import ConfigError, UnsupportedError
+from firth.models.checks import check_shape
 from firth.protocols import Batch, Output, WordList
 
 _FNV_BASIS, _FNV_PRIME = 2166136261, 16777619
@@ -37,6 +38,7 @@ class StaticConfig:
     """Whether there are the output vectors that predict words (GloVe adds them to the others)."""
 
     def __post_init__(self) -> None:
+        check_shape(self, ())
         if self.buckets < 0 or (self.buckets and not 1 <= self.min_n <= self.max_n):
             raise ConfigError(
                 f"buckets {self.buckets}, min_n {self.min_n}, max_n {self.max_n}; expected "

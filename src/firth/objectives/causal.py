@@ -64,7 +64,11 @@ class CausalLM:
         )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
-        """Cross-entropy at the predicted positions, and what regularises the states."""
+        """Cross-entropy at the predicted positions, and what regularises the states.
+
+        The means of AR and TAR are over the tokens that are computed at once: a batch in parts
+        (accumulation, several processes) has the mean of its parts' means.
+        """
         if not (self.ar or self.tar):
             return cross_entropy(model, batch)
         output = model(batch, hidden_states=True)

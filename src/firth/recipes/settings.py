@@ -27,6 +27,7 @@ from firth.objectives import (
     SpanCorruption,
     WordContext,
 )
+from firth.protocols import ABSENT, Vocabulary
 from firth.training import BUDGETS, Training
 
 logger = logging.getLogger(__name__)
@@ -175,16 +176,26 @@ class Recipe:
         own = {f.name: getattr(self.model, f.name) for f in fields(shape) if is_own(f.name)}
         return replace(self, model=replace(shape, **own), start=name, start_length=max_length)
 
-    def with_vocabulary(self, size: int) -> "Recipe":
-        """The recipe for a vocabulary of `size` tokens, as a tokenizer turned out to have.
+    def with_vocabulary(self, vocabulary: Vocabulary) -> "Recipe":
+        """The recipe for the vocabulary that a tokenizer turned out to have.
 
-        A model to go on from keeps what rows its table has beyond them.
+        A model to go on from keeps what rows its table has beyond it.
+
+        Raises:
+            ConfigError: if some words are not to be predicted, and there is no token for them.
         """
-        model = self.model
+        model, size = self.model, vocabulary.size
         if self.start is not None:
             return replace(self, tokenizer=replace(self.tokenizer, vocab_size=size))
         if isinstance(model, ElmoConfig):
-            model = replace(model, output_size=min(size, model.output_size), vocab_size=size)
+            predicted, unknown = min(size, model.output_size), vocabulary.unknown
+            if unknown == ABSENT and predicted < size:
+                raise ConfigError(
+                    "the tokenizer has no token for unknown words, which stands for those beyond "
+                    f"the softmax; set model.output_size to {size}, all tokens, or take another one"
+                )
+            known = model.unknown if unknown == ABSENT else unknown
+            model = replace(model, output_size=predicted, vocab_size=size, unknown=known)
         return replace(
             self,
             model=replace(model, vocab_size=size),
