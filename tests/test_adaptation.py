@@ -19,6 +19,7 @@ from firth.adaptation import FineTuning, Frozen
 from firth.adaptation.features import extract, score_features
 from firth.adaptation.fitting import fit
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples, score_examples
+from firth.api import adapting
 from firth.errors import ConfigError, DataError, DivergedError
 from firth.inference.forward import Engine
 from firth.models import Bert
@@ -354,6 +355,17 @@ def test_an_interruption_keeps_the_seeds_that_are_finished(lm, monkeypatch, capl
     assert "interrupted in seed 2; 2 before it are kept" in caplog.text
     with pytest.raises(KeyboardInterrupt):
         firth.adapt(lm, task_of("single"), train, how, dev=dev, seeds=(2, 3))
+
+
+def test_weights_of_one_seed_are_held(lm, monkeypatch):
+    train, dev = examples_of("single", 0, 60), examples_of("single", 1, 20)
+    held = []
+    result = adapting._seed_result
+    monkeypatch.setattr(
+        adapting, "_seed_result", lambda f: held.append(len(f.weights)) or result(f)
+    )
+    firth.adapt(lm, task_of("single"), train, replace(FINE, epochs=1), dev=dev, seeds=(0, 1, 2))
+    assert sorted(map(bool, held)) == [False, False, True]
 
 
 def test_if_every_run_is_degenerate_training_has_diverged(lm, stuck_seeds):

@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import firth
 from firth.api.run_directory import only_writer
-from firth.errors import ConfigError, DataError
+from firth.errors import CheckpointError, ConfigError, DataError
 from firth.text.files import find_files
 from firth.training import State, Training, checkpoint
 from tests.sources import tiny_bert
@@ -90,6 +93,56 @@ def test_an_attempt_that_never_began_leaves_no_tokenizer_to_other_text(tmp_path,
         file.write_text(text, encoding="utf-8")
     train(folder, run)
     assert (run / "tokenizer.json").read_bytes() != before
+
+
+def test_a_start_that_learned_nothing_takes_other_training(tmp_path, monkeypatch):
+    def stop(*_arguments, **_named):
+        raise KeyboardInterrupt
+
+    folder, run = letters(tmp_path / "letters"), tmp_path / "run"
+    corpus = firth.Corpus.from_files(folder, documents="block")
+    with monkeypatch.context() as context:
+        context.setattr("firth.api.pretraining.train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, run)
+    before = {file: file.stat().st_mtime_ns for file in (run / "data").rglob("*") if file.is_file()}
+    other = recipe().with_settings({"training.optimizer.lr": 1e-4})
+    firth.pretrain(other, corpus, run)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    with pytest.raises(ConfigError, match=r"other settings \(training.optimizer.lr"):
+        train(folder, run)
+
+
+def test_a_run_needs_a_budget(tmp_path):
+    endless = recipe().with_settings({"training.steps": None})
+    with pytest.raises(ConfigError, match="no budget; give one of steps, tokens, epochs, minutes"):
+        firth.pretrain(endless, firth.Corpus.from_texts(["a b"]), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path):
+    """Moments are known by the names of their parameters, not by their places."""
+    model, training = tiny_bert(), Training(steps=1, layer_decay=2.0)
+    state = State.begin(model, training)
+    for parameter in model.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    for optimizer in state.optimizers:
+        optimizer.step()
+    path = checkpoint.save(tmp_path, state, {})
+    one = State.begin(model, Training(steps=1))
+    checkpoint.restore(path, one)  # one optimizer in place of three
+    before = {p: s["exp_avg"] for o in state.optimizers for p, s in o.state.items()}
+    for p, moments in one.optimizers[0].state.items():
+        assert torch.equal(moments["exp_avg"], before[p])
+    assert len(one.optimizers[0].state) == len(before)
+    fewer = replace(state, optimizers=state.optimizers[:1])
+    with pytest.raises(CheckpointError, match=r"no optimizer trains .*'layers\.0"):
+        checkpoint.restore(path, fewer)
+    saved = load_file(path / "optimizer.safetensors")
+    name = next(key for key, t in saved.items() if t.ndim == 2)
+    save_file({**saved, name: saved[name].T.contiguous()}, path / "optimizer.safetensors")
+    with pytest.raises(CheckpointError, match="has another shape"):
+        checkpoint.restore(path, one)
 
 
 def test_other_marked_spans_are_other_text(tmp_path):

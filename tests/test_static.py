@@ -22,8 +22,9 @@ from firth.objectives.word_context import (
 from firth.protocols import ABSENT, Batch, Example, Sequences
 from firth.tasks import Classification
 from firth.training.distributed import Ranks
+from firth.training.hogwild import run_steps
 from firth.training.tracking import read_metrics
-from firth.training.word_vectors import count_pairs, learner, run_steps
+from firth.training.word_vectors import count_pairs, learner
 
 pytest.importorskip("numba")
 
@@ -373,6 +374,29 @@ def test_a_run_is_reproducible_and_goes_on_where_it_was_stopped(
     assert rows[2]["loss"] < rows[0]["loss"]
 
 
+def test_a_run_is_stopped_and_saved_within_an_epoch(corpus, tmp_path, monkeypatch, one_thread):
+    firth.pretrain(quick("word2vec"), corpus, tmp_path / "a")
+    answers = iter([False, True, False])  # saved after the second step, stopped after the fourth
+
+    def enough(stop, _due):
+        if (answer := next(answers, None)) is None:
+            stop.append(signal.SIGINT)
+        return answer is not False
+
+    saved = []
+    with monkeypatch.context() as patched:
+        patched.setattr(static_training, "_enough", enough)
+        save = static_training._save
+        patched.setattr(static_training, "_save", lambda *a: saved.append(a[2]["step"]) or save(*a))
+        with pytest.raises(Interrupted, match=r"in epoch 1, after step 4 of .* all is saved"):
+            firth.pretrain(quick("word2vec"), corpus, tmp_path / "b")
+    assert saved == [2, 4]
+    firth.pretrain(quick("word2vec"), corpus, tmp_path / "b")
+    whole, resumed = tensors(tmp_path / "a"), tensors(tmp_path / "b")
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+    assert len(read_metrics(tmp_path / "b")) == 3
+
+
 def test_two_threads_learn_as_well(corpus, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -386,6 +410,7 @@ def test_two_threads_learn_as_well(corpus, tmp_path):
     ("name", "settings", "found"),
     [
         ("word2vec", {"objective.window": 0}, "window 0"),
+        ("word2vec", {"training.epochs": None}, "no budget; give one of steps"),
         ("word2vec", {"objective.subsample": -1.0}, "subsample"),
         ("word2vec", {"tokenizer.kind": "bpe"}, "whole words"),
         ("word2vec", {"objective.type": "MaskedLM"}, "trains BertConfig"),

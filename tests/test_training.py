@@ -32,7 +32,7 @@ from firth.training import (
 )
 from firth.training.distributed import Ranks
 from firth.training.loop import _accumulate
-from firth.training.optimizers import WeightAverage
+from firth.training.optimizers import SGD, Adagrad, WeightAverage
 from firth.training.run import Watch
 from firth.training.tracking import Tracker, read_metrics
 from tests.sources import VOCABULARY, ListSource, markov_documents, tiny_bert, tiny_modern_bert
@@ -56,11 +56,11 @@ def exact(**changes) -> Training:
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        (Schedule(shape="linear", warmup=0.1), {0: 0.1, 9: 1.0, 54: 0.5, 99: 0.0}),
-        (Schedule(shape="linear", warmup=10, floor=0.2), {9: 1.0, 54: 0.6, 99: 0.2}),
-        (Schedule(shape="cosine", warmup=0.1), {54: 0.5, 99: 0.0, 31: 0.860}),
+        (Schedule(shape="linear", warmup=0.1), {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.5, 99: 1 / 90}),
+        (Schedule(shape="linear", warmup=10, floor=0.2), {9: 1.0, 55: 0.6, 99: 0.2 + 0.8 / 90}),
+        (Schedule(shape="cosine", warmup=0.1), {55: 0.5, 99: 0.0003, 32: 0.860}),
         (Schedule(shape="inverse_sqrt", warmup=0.04), {3: 1.0, 15: 0.5, 99: 0.2}),
-        (Schedule(shape="trapezoid", warmup=0.1, decay=0.4), {9: 1.0, 59: 1.0, 79: 0.5, 99: 0.0}),
+        (Schedule(shape="trapezoid", warmup=0.1, decay=0.4), {9: 1.0, 60: 1.0, 80: 0.5, 99: 0.025}),
         (Schedule(shape="constant", warmup=0), {0: 1.0, 99: 1.0}),
     ],
 )
@@ -69,6 +69,30 @@ def test_schedules_take_their_values(schedule, expected):
         assert schedule(step, 100) == pytest.approx(value, abs=2e-3)
     factors = [schedule(step, 100) for step in range(100)]
     assert max(np.abs(np.diff(factors))) < 0.3  # no jump
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "inverse_sqrt", "trapezoid", "slanted"])
+@pytest.mark.parametrize("total", [1, 2, 7])
+def test_every_step_of_a_short_run_counts(shape, total):
+    assert min(Schedule(shape=shape)(step, total) for step in range(total)) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (AdamW, {"lr": -1.0}),
+        (AdamW, {"beta2": 1.0}),
+        (AdamW, {"weight_decay": float("nan")}),
+        (Muon, {"momentum": 1.5}),
+        (Muon, {"weight_decay": -5.0}),
+        (Adagrad, {"initial": -0.1}),
+        (SGD, {"lr": float("inf")}),
+    ],
+)
+def test_optimizers_that_are_none_are_refused(kind, settings):
+    (name,) = settings
+    with pytest.raises(ConfigError, match=rf"{kind.__name__}\.{name} is .*, expected"):
+        kind(**settings)
 
 
 def test_what_decays_and_what_muon_takes():

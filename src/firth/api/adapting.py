@@ -85,7 +85,7 @@ def adapt(
             f"moved; lower the learning rate (now {adaptation.lr:g}), train longer, choose by "
             "another metric if one label is most of all, or look at the labels"
         )
-    best = max(results, key=lambda fitted: (not fitted.degenerate, fitted.report.score))
+    best = max(results, key=_rank)
     network = _network(lm, task, adaptation, best.seed)
     network.load_state_dict(best.weights, strict=False)
     return AdaptedModel(
@@ -164,12 +164,18 @@ def _fit_seeds(
     for seed in seeds:
         try:
             results.append(_fit_seed(lm, task, data, adaptation, seed))
+            best = max(results, key=_rank)  # one seed's weights are enough to hold
+            results = [one if one is best else replace(one, weights={}) for one in results]
         except KeyboardInterrupt:
             if not results:
                 raise
             logger.warning("interrupted in seed %d; %d before it are kept", seed, len(results))
             break
     return results
+
+
+def _rank(fitted: Fitted) -> tuple[bool, float]:
+    return not fitted.degenerate, fitted.report.score
 
 
 def _fit_seed(

@@ -46,7 +46,7 @@ from firth.text.annotations import Annotator, annotator
 from firth.text.batches import ObjectiveBatches, random_stream
 from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
-from firth.training import HeldOut, Run, State, steps_within, train
+from firth.training import BUDGETS, HeldOut, Run, State, steps_within, train
 from firth.training.distributed import Ranks, join, leave, wait
 
 logger = logging.getLogger(__name__)
@@ -87,12 +87,15 @@ def pretrain(
         The trained model.
 
     Raises:
-        ConfigError: if `output` holds a run with other settings, or another process trains there.
+        ConfigError: if `output` holds a run with other settings, another process trains there, or
+            the recipe has no budget.
         DataError: if the corpus cannot be read, or is not the one that the run was begun with.
         DivergedError: if training breaks down.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
     prepare_process()
+    if all(getattr(recipe.training, budget) is None for budget in BUDGETS):
+        raise ConfigError(f"there is no budget; give one of {', '.join(BUDGETS)}")
     if start is not None:
         name = str(start.path or "a model in memory")
         recipe = recipe.started_from(start.model.config, name, start.max_length)
@@ -248,6 +251,7 @@ def _fix_steps(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _H
 
 def _train(run: Path, how: _How) -> None:
     recipe = read_recipe(run)
+    wait(how.ranks)  # the first process puts the number of steps there once all have read it
     text = {part: open_training_text(run, part, recipe) for part in ("train", "valid")}
     if isinstance(recipe.objective, WordContext):
         keep = partial(keep_recipe, run)

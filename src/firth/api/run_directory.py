@@ -102,14 +102,15 @@ def refuse_foreign(run: Path, corpora: Mapping[str, AnyCorpus]) -> None:
 def begin(run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus]) -> bool:
     """Puts on record what is asked for, or compares it with the record that is there.
 
-    What an attempt with other settings or text left behind before training is removed.
+    What an attempt with other settings or text left behind is removed, as long as it has learned
+    nothing, that is, has no checkpoint; token files stay where only the training is another.
 
     Returns:
-        Whether training has begun here with these settings and this text.
+        Whether all is there that training needs, for these settings and this text.
 
     Raises:
-        ConfigError: if it has begun with other settings.
-        DataError: if it has begun with other text.
+        ConfigError: if a run of other settings has learned something.
+        DataError: if one of other text has.
     """
     requested = json.loads(json.dumps(to_dict(recipe)))
     text = {
@@ -121,11 +122,12 @@ def begin(run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus]) -> bool:
         text["spans"] = digest_file(Path(recipe.data.spans)).hex()
     asked = {"requested": requested, "text": text}
     record = read_json(run / _RECORD) if (run / _RECORD).is_file() else None
-    if record is not None and (record["recipe"] is not None or _same(record, asked)):
+    learned = (run / "checkpoints" / "last").is_file()
+    if record is not None and (learned or _same(record, asked)):
         _refuse_other_settings(run, record["requested"], requested)
         _refuse_other_text(run, record.get("text", text), text)
         return record["recipe"] is not None
-    if record is not None:
+    if record is not None and not _same(_of_text(record), _of_text(asked)):
         (run / "tokenizer.json").unlink(missing_ok=True)
         shutil.rmtree(run / "data", ignore_errors=True)
     _write(run, {"recipe": None, **asked})
@@ -134,6 +136,13 @@ def begin(run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus]) -> bool:
 
 def _same(record: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     return all(record.get(key) == value for key, value in asked.items())
+
+
+def _of_text(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tokenizer and the token files depend on, or may."""
+    training = record["requested"]["training"]
+    requested = {**record["requested"], "training": {"seed": training["seed"]}}
+    return {"requested": requested, "text": record.get("text")}
 
 
 def _refuse_other_settings(run: Path, recorded: Any, requested: Any) -> None:

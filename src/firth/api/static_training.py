@@ -1,12 +1,14 @@
-"""Runs of word vectors: epochs with a log, a checkpoint after each, a model at the end."""
+"""Runs of word vectors: epochs with a log, a checkpoint after each or sooner, then a model."""
 
 import json
 import logging
 import math
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,16 @@ from firth.recipes import Recipe
 from firth.text.shards import Shards
 from firth.text.tokenizers import Tokenizer
 from firth.training import checkpoint
+from firth.training.hogwild import Done, Learner, added_up, run_steps, steps_in_minutes
 from firth.training.run import interruptions
 from firth.training.tracking import Tracker, read_metrics
-from firth.training.word_vectors import (
-    Done,
-    Learner,
-    NegativeSampling,
-    learner,
-    run_steps,
-    steps_in_minutes,
-)
+from firth.training.word_vectors import NegativeSampling, learner
 
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = "vectors.safetensors"
+_SAVE_SECONDS = 600.0
+"""How long training goes on without a checkpoint, where an epoch takes longer."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def train_static(
     Raises:
         ConfigError: for settings that do not fit word vectors.
         DivergedError: if the loss is no finite number.
-        Interrupted: after Ctrl-C or SIGTERM, once the epoch has ended and is saved.
+        Interrupted: after Ctrl-C or SIGTERM, once the stretch in progress is learned and all saved.
     """
     source = _source(text["train"])
     tokenizer = Tokenizer.load(run)
@@ -164,8 +162,7 @@ def _fix_steps(recipe: Recipe, learning: Learner, threads: int) -> Recipe:
     training = recipe.training
     total = training.fixed_steps(learning.steps_per_epoch)
     if total is None:
-        if training.minutes is None:
-            raise ConfigError("there is no budget; give --epochs, --tokens, --steps or --minutes")
+        assert training.minutes is not None
         logger.info("measuring throughput")
         total = steps_in_minutes(training.minutes, learning, threads)
     fixed = replace(training, steps=total, tokens=None, epochs=None, minutes=None)
@@ -174,28 +171,43 @@ def _fix_steps(recipe: Recipe, learning: Learner, threads: int) -> Recipe:
 
 def _epochs(job: _Job, learning: Learner, state: dict[str, Any], tracker: Tracker) -> None:
     with interruptions() as stop:
+        parts: list[Done] = []
         while state["step"] < job.total:
             epoch = state["step"] // learning.steps_per_epoch
             last = min(job.total, (epoch + 1) * learning.steps_per_epoch)
-            done = run_steps(learning, state["step"], last, total=job.total, threads=job.threads)
+            done = run_steps(
+                learning,
+                state["step"],
+                last,
+                total=job.total,
+                threads=job.threads,
+                enough=partial(_enough, stop, time.monotonic() + _SAVE_SECONDS),
+            )
             if not math.isfinite(done.loss):
                 raise DivergedError(
                     f"epoch {epoch + 1}: the loss is {done.loss}, expected a finite number; lower "
                     "objective.lr; the last checkpoint is kept"
                 )
             state |= {
-                "step": last,
+                "step": state["step"] + done.steps,
                 "tokens": state["tokens"] + done.tokens,
                 "seconds": state["seconds"] + done.seconds,
             }
-            tracker.write(_log(job, learning, state, done, epoch + 1))
+            parts.append(done)
+            if state["step"] == last:
+                tracker.write(_log(job, learning, state, added_up(parts), epoch + 1))
+                parts = []
             _save(job, learning, state)
-            if stop and last < job.total:
+            if stop and state["step"] < job.total:
                 raise Interrupted(
-                    f"interrupted after epoch {epoch + 1}, step {last} of {job.total}; all is "
-                    f"saved. To go on: {job.resume_hint}",
+                    f"interrupted in epoch {epoch + 1}, after step {state['step']} of {job.total}; "
+                    f"all is saved. To go on: {job.resume_hint}",
                     int(stop[0] or signal.SIGTERM),
                 )
+
+
+def _enough(stop: list[int], due: float) -> bool:
+    return bool(stop) or time.monotonic() > due
 
 
 def _log(

@@ -346,6 +346,8 @@ def _without_effect(
     for name, reason in idle.items():
         if reason and name in settings.get("model", ()):
             yield f"model.{name}", reason
+    if "vocab_size" in settings.get("model", ()):
+        yield "model.vocab_size", "it is that of the tokenizer; set tokenizer.vocab_size (--vocab)"
     yield from _idle_in_training(chosen, settings.get("training", {}))
     lengths = "mean_length" in settings.get("objective", ())
     if lengths and isinstance(objective, SpanCorruption) and objective.noise == "iid":

@@ -1,7 +1,7 @@
 """Checkpoints: atomic, safetensors and JSON only, the last two and the best kept.
 
 RUN/checkpoints/step-00001200/model.safetensors      weights, by the model's own names
-                              optimizer.safetensors  moments, as optimizer.parameter.name
+                              optimizer.safetensors  moments, as parameter.name
                               average.safetensors    averaged weights, where they are kept
                               streams.safetensors    states of a recurrent model's streams
                               state.json             step, tokens and what the caller adds
@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ def save(run: Path, state: State, record: dict[str, Any], *, best: bool = False)
     path = folder / f"step-{state.step:08d}"
     files = {
         "model.safetensors": dict(state.model.named_parameters()),
-        "optimizer.safetensors": _optimizer_tensors(state.optimizers),
+        "optimizer.safetensors": _optimizer_tensors(state),
     }
     if state.average is not None:
         files["average.safetensors"] = state.average.tensors()
@@ -101,7 +100,7 @@ def restore(path: Path, state: State) -> dict[str, Any]:
     record = read_record(path)
     try:
         _load_parameters(state.model, load_file(path / "model.safetensors"))
-        _load_optimizers(state.optimizers, load_file(path / "optimizer.safetensors"))
+        _load_optimizers(state, load_file(path / "optimizer.safetensors"))
         if state.average is not None:
             state.average.restore(load_file(path / "average.safetensors"))
         if (path / "streams.safetensors").is_file():
@@ -131,23 +130,32 @@ def _carried(state: State) -> dict[str, Tensor]:
     return getattr(state.model, "carried", {True: {}})[True]
 
 
-def _optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def _optimizer_tensors(state: State) -> dict[str, Tensor]:
+    names = {p: name for name, p in state.model.named_parameters()}
     return {
-        f"{i}.{parameter}.{name}": value
-        for i, optimizer in enumerate(optimizers)
-        for parameter, values in optimizer.state_dict()["state"].items()
+        f"{names[p]}.{name}": value
+        for optimizer in state.optimizers
+        for p, values in optimizer.state.items()
         for name, value in values.items()
     }
 
 
-def _load_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    for i, optimizer in enumerate(optimizers):
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            which, parameter, name = key.split(".")
-            if int(which) == i:
-                states.setdefault(int(parameter), {})[name] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+def _load_optimizers(state: State, saved: dict[str, Tensor]) -> None:
+    names = {p: name for name, p in state.model.named_parameters()}
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in saved.items():
+        parameter, _, name = key.rpartition(".")
+        by_parameter.setdefault(parameter, {})[name] = tensor
+    for optimizer in state.optimizers:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        states = {i: by_parameter.pop(names[p], {}) for i, p in enumerate(parameters)}
+        for i, p in enumerate(parameters):
+            if any(t.ndim and t.shape != p.shape for t in states[i].values()):
+                raise ValueError(f"the optimizer's state of {names[p]} has another shape")
+        found = {i: values for i, values in states.items() if values}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": found})
+    if by_parameter:
+        raise ValueError(f"no optimizer trains {sorted(by_parameter)}, whose state is there")
 
 
 def _remove_others(folder: Path, last: Path, keep: int = 2) -> None:

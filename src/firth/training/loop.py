@@ -40,7 +40,8 @@ class Training:
     """Wall-clock minutes: throughput is measured first, then the number of steps is fixed."""
     batch_tokens: int = 8192
     accumulation: int = 1
-    """Micro-batches a step; their gradients add up to exactly those of the whole batch."""
+    """Micro-batches a step; their gradients add up to those of the whole batch, up to rounding and
+    to the masks of dropout, which every part has of its own."""
     optimizer: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Schedule)
     layer_decay: float = 1.0
@@ -178,7 +179,8 @@ def steps(
         total, parts = _accumulate(model, objective, batch, training, state.step, ranks)
         add_up_gradients(state.model, ranks)
         add_up([total, *parts.values()], ranks)
-        norm = _update(state, training.clip)
+        with fast_float32(next(state.model.parameters()).device):
+            norm = _update(state, training.clip)
         num_tokens = batch.num_tokens + (batch.source.num_tokens if batch.source else 0)
         state.step += 1
         state.tokens += num_tokens

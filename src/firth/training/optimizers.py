@@ -1,14 +1,27 @@
 """AdamW, Muon for matrices with AdamW for the rest, Adagrad, SGD; averages of weights."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from firth.errors import ConfigError
 from firth.training.muon import StackedMuon
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
+
+
+def _check(optimizer: object) -> None:
+    """Refuses what no optimizer can be set to, where it is given."""
+    for name, value in vars(optimizer).items():
+        share = name in ("beta1", "beta2", "momentum")
+        if isinstance(value, (int, float)) and not 0 <= value < (1 if share else math.inf):
+            expected = "from 0 to below 1" if share else "at least 0"
+            raise ConfigError(
+                f"{type(optimizer).__name__}.{name} is {value:g}, expected {expected}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +37,9 @@ class AdamW:
     beta2: float = 0.98
     eps: float = 1e-6
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
         """Optimizers over the trainable `parameters`; each group remembers its `peak_lr`."""
@@ -54,6 +70,9 @@ class Muon:
     momentum: float = 0.95
     weight_decay: float = 0.1
     rest: AdamW = field(default_factory=lambda: AdamW(lr=2e-3, beta2=0.95))
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
         """See `AdamW.build`."""
@@ -115,6 +134,9 @@ class Adagrad:
     initial: float = 1 / 400
     """What the sums of squares begin with."""
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
         """See `AdamW.build`."""
         groups = [{"params": [p for _, p in parameters if p.requires_grad], "peak_lr": self.lr}]
@@ -127,6 +149,9 @@ class SGD:
 
     lr: float = 30.0
     weight_decay: float = 1.2e-6
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def build(self, parameters: NamedParameters) -> list[torch.optim.Optimizer]:
         """See `AdamW.build`."""

@@ -11,7 +11,8 @@ from firth.errors import ConfigError
 class Schedule:
     """Linear warm-up to 1, then a decay.
 
-    With t = step + 1, w warm-up steps, T steps in all and u = (t - w) / (T - w):
+    With t = step + 1, w warm-up steps and T steps in all the factor is t / w up to t = w. Then,
+    with u = (step - w) / (T - w), which is 1 behind the last step, so that this one counts, too:
 
     | shape        | factor after warm-up                                 | source              |
     | ------------ | ---------------------------------------------------- | ------------------- |
@@ -59,7 +60,7 @@ class Schedule:
         t = step + 1
         if t <= warm:
             return t / warm
-        u = min(1.0, (t - warm) / max(1, total - warm))
+        u = min(1.0, (step - warm) / max(1, total - warm))
         if self.shape == "linear":
             return 1 - (1 - self.floor) * u
         if self.shape == "cosine":
@@ -67,7 +68,7 @@ class Schedule:
         if self.shape == "inverse_sqrt":
             return math.sqrt(max(1, warm) / t)
         if self.shape == "trapezoid":
-            left = (total - t) / (self.decay * total)
+            left = (total - step) / (self.decay * total)
             return self.floor + (1 - self.floor) * min(1.0, max(0.0, left))
         return 1.0
 

@@ -8,14 +8,12 @@ seed gives the same weights; several threads write to the same weights without l
 2011), so that the last digits differ from run to run.
 """
 
-import itertools
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +28,7 @@ from firth.objectives.word_context import (
     keep_probabilities,
 )
 from firth.text.batches import TokenSource, cut_documents, random_stream
-
-Arrays = dict[str, np.ndarray]
-"""Weights, and whatever else training changes, by name."""
+from firth.training.hogwild import Arrays, Done, added_up
 
 _ORDER, _DRAW, _BEGIN, _SHUFFLE = 11, 12, 13, 14
 """What a derived random stream is for."""
@@ -42,37 +38,6 @@ _LOWEST = 1e-4
 """Of the learning rate at the start: as low as it gets (program word2vec)."""
 _READ = 1 << 22
 """Tokens read at a time where the whole text is gone through."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """What one stretch or many gave."""
-
-    loss: float = 0.0
-    """Summed over what was measured."""
-    measured: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-    @property
-    def mean(self) -> float | None:
-        """Loss of a prediction; None where none was measured."""
-        return self.loss / self.measured if self.measured else None
-
-
-class Learner(Protocol):
-    """Weights with a way to learn a stretch."""
-
-    arrays: Arrays
-    steps_per_epoch: int
-
-    def learn(self, step: int, progress: float | None) -> Done:
-        """One step; without `progress` nothing changes, though the time is the same."""
-        ...
-
-    def fill(self, model: Static) -> None:
-        """Puts the finished vectors into a model."""
-        ...
 
 
 def kernels(name: str) -> ModuleType:
@@ -199,7 +164,7 @@ class NegativeSampling:
         """Mean loss of a prediction in other text, of about `most` tokens; None without any."""
         text = Stretches.of(source, longest=self.longest, tokens=self.stretch)
         count = min(len(text), -(-most // self.stretch))
-        return _sum([self._run(text[i], 0.0, 1 + i, 1) for i in range(count)]).mean
+        return added_up([self._run(text[i], 0.0, 1 + i, 1) for i in range(count)]).mean
 
     def fill(self, model: Static) -> None:
         """Composed input vectors, without the own rows of words that are not in the text."""
@@ -348,51 +313,3 @@ def learner(
     if isinstance(objective, GloVe):
         return CoOccurrences(objective, config, words, source, **how)
     return NegativeSampling(objective, config, words, source, **how)
-
-
-def run_steps(learning: Learner, first: int, last: int, *, total: int | None, threads: int) -> Done:
-    """Learns steps `first` to `last` of `total` on some threads.
-
-    Args:
-        learning: what learns.
-        first: step.
-        last: step behind the last one.
-        total: steps of the whole run, for the learning rate; None to change nothing.
-        threads: with one, the result is exactly reproducible.
-
-    Returns:
-        What all steps gave, and the wall-clock time.
-    """
-    begin = time.perf_counter()
-    turns, parts, errors = itertools.count(first), list[Done](), list[BaseException]()
-
-    def work() -> None:
-        try:
-            while (step := next(turns)) < last and not errors:
-                parts.append(learning.learn(step, None if total is None else step / total))
-        except BaseException as error:
-            errors.append(error)
-
-    others = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
-    for thread in others:
-        thread.start()
-    for thread in others:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return replace(_sum(parts), seconds=time.perf_counter() - begin)
-
-
-def _sum(parts: Sequence[Done]) -> Done:
-    def add(name: str) -> Any:
-        values: list[Any] = [getattr(part, name) for part in parts]
-        return sum(values)
-
-    return Done(add("loss"), add("measured"), add("tokens"), add("seconds"))
-
-
-def steps_in_minutes(minutes: float, learning: Learner, threads: int) -> int:
-    """How many steps fit into `minutes`, from the speed of a few that change nothing."""
-    count = min(learning.steps_per_epoch, 20 * threads)
-    seconds = run_steps(learning, 0, count, total=None, threads=threads).seconds
-    return max(1, int(0.96 * minutes * 60 * count / seconds))
