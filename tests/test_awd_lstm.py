@@ -338,10 +338,9 @@ def test_states_of_all_layers(lm):
     assert np.abs(other.values[1:] - one.values[1:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("change", [{"embedding_size": 41}, {"num_layers": 0}])
-def test_shapes_that_are_none_are_refused(change):
-    with pytest.raises(ConfigError, match="expected a layer or more, and states as wide as word"):
-        small_awd(**{"hidden_size": 40, **change})
+def test_states_are_as_wide_as_word_vectors():
+    with pytest.raises(ConfigError, match="at least as wide as word vectors"):
+        small_awd(hidden_size=40, embedding_size=41)
 
 
 def test_discriminative_rates():

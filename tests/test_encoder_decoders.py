@@ -278,6 +278,8 @@ def test_initialisation_is_the_table():
     assert t5["decoder.layers.0.feed_forward.down.weight"].std().item() == pytest.approx(
         1024**-0.5, rel=0.05
     )
+    distances = t5["decoder.distances.values.weight"]
+    assert distances.abs().max().item() == pytest.approx((6 / sum(distances.shape)) ** 0.5, rel=0.1)
     plain = dict(EncoderDecoder(EncoderDecoderConfig(**big)).named_parameters())
     bound = (6 / (256 + 256)) ** 0.5
     largest = plain["encoder.layers.0.attention.qkv.weight"].abs().max().item()

@@ -265,6 +265,7 @@ def test_labels_that_are_not_as_many_as_outputs(tmp_path):
         ("modernbert", {"norm_bias": True}, "norm_bias"),
         ("modernbert", {"decoder_bias": False}, "decoder_bias"),
         ("modernbert", {"layer_types": ["sliding_attention"] * 5}, "layer_types"),
+        ("modernbert", {"local_attention": 1}, "local_attention is 1, expected at least 2"),
         (
             "modernbert",
             {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2}}},

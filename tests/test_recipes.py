@@ -157,6 +157,7 @@ def test_the_settings_of_masking_inside_another_objective():
         ("t5", {"objective.mean_length": 5}, False),
         ("word2vec", {"training.clip": 0.5}, True),
         ("word2vec", {"training.seed": 1}, False),
+        ("bert", {"model.vocab_size": 999}, True),
     ],
 )
 def test_settings_without_effect_are_named(name, setting, idle, caplog):
@@ -218,6 +219,15 @@ def test_the_order_of_groups_and_single_settings_does_not_matter():
         ("elmo", {"model.max_characters": 4}, "max_characters is 4, expected at least"),
         ("awd-lstm-2018", {"model.dropout": 2}, "input_dropout times dropout is 1.3"),
         ("awd-lstm", {"model.dropout": -1}, "output_dropout times dropout is -0.4"),
+        ("awd-lstm", {"model.num_layers": 0}, "num_layers is 0, expected at least 1"),
+        ("elmo", {"model.num_layers": -1}, "num_layers is -1"),
+        ("bert", {"model.num_layers": 0}, "num_layers is 0"),
+        ("gpt", {"model.num_layers": -1}, "num_layers is -1"),
+        ("t5", {"model.num_decoder_layers": 0}, "num_decoder_layers is 0"),
+        ("bert", {"model.position_offset": -1}, "position_offset is -1, expected at least 0"),
+        ("modern-bert", {"model.local_window": -3}, "local_window is -3"),
+        ("gpt", {"model.rotary_base": 0}, "rotary_base is 0, expected more than 0"),
+        ("bert", {"model.norm_eps": -1}, "norm_eps is -1"),
     ],
 )
 def test_shapes_that_no_network_has_are_refused(name, setting, said):

@@ -266,8 +266,11 @@ def _windows(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     ]
     if every == 1 or count == 1:
         return {"rotary_base": bases[1]}
+    window = settings.get("local_attention", 128)
+    if window < 2:
+        raise UnsupportedError(f"{where}: local_attention is {window}, expected at least 2")
     return {
-        "local_window": settings.get("local_attention", 128) // 2,
+        "local_window": window // 2,
         "global_every": every,
         "rotary_base": bases[0],
         "rotary_base_global": bases[1],

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firth.device import activation_dtype, round_rows
+from firth.device import activation_dtype, round_rows, uncompiled
 from firth.models.layers import Dropout
 from firth.models.recurrence import State, Steps
 from firth.models.recurrent import LSTMLayer
@@ -123,11 +123,12 @@ class AttentiveDecoder(nn.Module):
         Behind a bidirectional encoder tanh(W h_1), of the direction that ends at the first token
         (Bahdanau et al. 2015, appendix A.2.2); W h_1 is the cell's content.
         """
-        if not self.bridges:
-            return after
+        if not self.bridges:  # kernels of bfloat16 give cells of it
+            return [State(one.hidden, one.cell.float()) for one in after]
         cells = [bridge(one.hidden) for bridge, one in zip(self.bridges, after, strict=True)]
         return [State(torch.tanh(cell), cell.float()) for cell in cells]
 
+    @uncompiled  # a loop over steps whose numbers differ from batch to batch
     def forward(
         self, x: Tensor, starts: Tensor, encoded: Encoded | None, cache: AttentiveCache | None
     ) -> list[Tensor]:

@@ -50,10 +50,10 @@ class AWDLSTMConfig:
         names = ("output", "hidden", "input", "embedding", "weight")
         rates = {f"{name}_dropout": getattr(self, f"{name}_dropout") for name in names}
         check_shape(self, [(f"{n} times dropout", r * self.dropout) for n, r in rates.items()])
-        if self.embedding_size > self.hidden_size or self.num_layers < 1:
+        if self.embedding_size > self.hidden_size:
             raise ConfigError(
-                f"num_layers {self.num_layers}, embedding_size {self.embedding_size}, hidden_size "
-                f"{self.hidden_size}; expected a layer or more, and states as wide as word vectors"
+                f"embedding_size {self.embedding_size}, hidden_size {self.hidden_size}; expected "
+                "states at least as wide as word vectors"
             )
 
 

@@ -18,11 +18,16 @@ _SIZES = (
     "projection_size",
     "cell_size",
     "character_dim",
+    "num_layers",
+    "num_decoder_layers",
 )
+_COUNTS = ("num_segments", "position_offset", "local_window", "boundary_places")
+_POSITIVE = ("rotary_base", "rotary_base_global", "norm_eps")
 
 
 def check_shape(config: object, rates: Iterable[tuple[str, float]] | None = None) -> None:
-    """Refuses sizes below 1 and rates of dropout that are no share.
+    """Refuses sizes below 1, counts below 0, scales that are not positive, and rates of dropout
+    that are no share.
 
     Args:
         config: of a model.
@@ -31,10 +36,14 @@ def check_shape(config: object, rates: Iterable[tuple[str, float]] | None = None
     Raises:
         ConfigError: for one of them.
     """
-    for name in _SIZES:
-        size = getattr(config, name, None)
-        if size is not None and size < 1:
-            raise ConfigError(f"{name} is {size}, expected at least 1")
-    for name, rate in [("dropout", vars(config)["dropout"])] if rates is None else rates:
+    settings = {name: value for name, value in vars(config).items() if value is not None}
+    for names, least in ((_SIZES, 1), (_COUNTS, 0)):
+        for name in names:
+            if settings.get(name, least) < least:
+                raise ConfigError(f"{name} is {settings[name]}, expected at least {least}")
+    for name in _POSITIVE:
+        if not settings.get(name, 1.0) > 0:
+            raise ConfigError(f"{name} is {settings[name]:g}, expected more than 0")
+    for name, rate in [("dropout", settings["dropout"])] if rates is None else rates:
         if not 0 <= rate < 1:
             raise ConfigError(f"{name} is {rate:g}, expected a share: at least 0 and below 1")

@@ -73,10 +73,9 @@ class ElmoConfig:
             raise ConfigError(
                 f"output_size {self.output_size} is more than vocab_size {self.vocab_size}"
             )
-        if self.num_layers < 1 or not 0 <= self.unknown < self.output_size:
+        if not 0 <= self.unknown < self.output_size:
             raise ConfigError(
-                f"num_layers {self.num_layers}, unknown {self.unknown}; expected a layer or more, "
-                f"and an id below output_size, {self.output_size}"
+                f"unknown is {self.unknown}, expected an id below output_size, {self.output_size}"
             )
 
     @property

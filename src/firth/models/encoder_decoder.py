@@ -99,7 +99,8 @@ class EncoderDecoderConfig:
     @property
     def depth(self) -> tuple[int, int]:
         """Layers of the encoder and of the decoder."""
-        return self.num_layers, self.num_decoder_layers or self.num_layers
+        own = self.num_decoder_layers
+        return self.num_layers, self.num_layers if own is None else own
 
 
 class Embeddings(nn.Module):
@@ -179,7 +180,7 @@ class EncoderDecoder(nn.Module):
     | keys, values                      | Glorot uniform              | normal D^-1/2           |
     | attention out                     | Glorot uniform              | normal (H K)^-1/2       |
     | feed-forward up, down             | Glorot uniform              | normal D^-1/2, F^-1/2   |
-    | distance bias                     | none                        | normal D^-1/2           |
+    | distance bias                     | none                        | Glorot uniform          |
     | biases; norm weights              | 0; 1                        | none; 1                 |
 
     The papers do not say; these are their published programs (tensorflow/tensor2tensor,
@@ -211,8 +212,10 @@ class EncoderDecoder(nn.Module):
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
             elif name == "embeddings.tokens.weight" and t5:
                 nn.init.normal_(parameter)
-            elif name in ("embeddings.tokens.weight", "head.weight") or "distances" in name:
+            elif name in ("embeddings.tokens.weight", "head.weight"):
                 nn.init.normal_(parameter, std=self.config.hidden_size**-0.5)
+            elif "distances" in name:  # what Mesh TensorFlow draws where nothing is said
+                nn.init.xavier_uniform_(parameter)
             else:
                 _draw_matrix(name, parameter, self.config, t5=t5)
 
@@ -246,7 +249,7 @@ class EncoderDecoder(nn.Module):
             layout,
             memory=memory,
             cache=cache,
-            longest=int(batch.starts.diff().max()) if cache is None else cache.longest,
+            longest=layout.longest if cache is None else cache.longest,
             hidden_states=hidden_states,
         )
         return _without_spare(output, layout)
@@ -255,8 +258,8 @@ class EncoderDecoder(nn.Module):
         """The encoder's states, spare rows among them."""
         layout = Layout.of(batch.starts, batch.input_ids.device)
         x = self.embeddings(batch.input_ids, layout.positions)
-        longest = int(batch.starts.diff().max())
-        return self.encoder(x, layout, longest=longest, hidden_states=hidden_states), layout
+        encoded = self.encoder(x, layout, longest=layout.longest, hidden_states=hidden_states)
+        return encoded, layout
 
     def new_cache(self, room: int) -> Cache:
         """An empty cache of the decoder for sequences of up to `room` tokens."""

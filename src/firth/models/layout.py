@@ -103,6 +103,8 @@ class Layout:
     """At most two that hold all sequences; none on the CPU, or where masks differ more."""
     packed: Packed | None = None
     """None for a token of each sequence whose others are in a cache."""
+    longest: int = 1
+    """Tokens of the longest sequence."""
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
@@ -130,7 +132,8 @@ class Layout:
         """
         found = Packed(starts, device, keys, prefix)
         stretches = () if device.type == "cpu" else _stretches(found)
-        return Layout(int(starts[-1]), positions_of(starts, device), stretches, found)
+        longest = max(starts.diff().tolist(), default=0)
+        return Layout(int(starts[-1]), positions_of(starts, device), stretches, found, longest)
 
 
 def _tiles(given: Packed) -> tuple[Tile, ...]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from firth.device import activation_dtype
+from firth.device import activation_dtype, uncompiled
 from firth.models.layers import Dropout, dropped, round_up
 from firth.models.lstm import fused_lstm, has_fused_lstm, lstm
 from firth.models.recurrence import State, Steps
@@ -70,6 +70,7 @@ class LSTMLayer(nn.Module):
         of = self.weight
         return State(of.new_zeros(count, self.hidden_size), of.new_zeros(count, self.cell_size))
 
+    @uncompiled  # a loop over steps whose numbers differ from batch to batch
     def forward(self, x: Tensor, steps: Steps, state: State | None = None) -> tuple[Tensor, State]:
         """The outputs of a layer.
 
