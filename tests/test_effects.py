@@ -65,12 +65,12 @@ def test_the_averaged_weights_are_the_model(papers, tmp_path):
 
 
 def test_the_average_of_the_loop_is_its_formula():
-    training = exact(average=0.2, optimizer=AdamW(lr=1e-2))
+    training = exact(average=0.9, optimizer=AdamW(lr=1e-2))
     state = State.begin(tiny_bert(), training)
     name = "embeddings.tokens.weight"
     expected = dict(state.model.named_parameters())[name].detach().clone()
     for step in steps(state, MaskedLM(), batches(), training, total_steps=4):
-        decay = min(0.2, (1 + step.step) / (10 + step.step))
+        decay = min(0.9, (1 + step.step) / (10 + step.step))
         now = dict(state.model.named_parameters())[name].detach()
         expected = decay * expected + (1 - decay) * now
     torch.testing.assert_close(state.average.weights[name], expected)
