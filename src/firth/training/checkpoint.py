@@ -131,7 +131,7 @@ def _carried(state: State) -> dict[str, Tensor]:
 
 
 def _optimizer_tensors(state: State) -> dict[str, Tensor]:
-    names = {p: name for name, p in state.model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     return {
         f"{names[p]}.{name}": value
         for optimizer in state.optimizers
