@@ -8,8 +8,8 @@ on `--test` of the 25,000 test reviews; a tenth more of the training reviews is 
 With --ablation each of the tricks is switched off at 1,000 labels. Mean and 95 % interval over
 seeds. Beside them logistic regression on the tf-idf of words and pairs of words, of texts that are
 cut to as much. All networks have the dropouts of the recipe `ulmfit` while they learn to classify.
-From scratch is the same network with random weights in the same training, and in another that suits
-it more: all layers from the first step on, at one rate of 3e-3.
+From scratch is the same network with random weights in the same training, and in another one: all
+layers from the first step on, at one rate of 3e-3.
 A run that collapses counts as half right and is not begun again. Writes
 benchmarks/results/ulmfit.{json,md} after every run, or under the name that --name gives; rows that
 are there already and are not asked for stay.

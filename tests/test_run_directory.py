@@ -1,5 +1,6 @@
 """The run directory: one text, one writer, and nothing of it in the corpus."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -111,6 +112,17 @@ def test_a_start_that_learned_nothing_takes_other_training(tmp_path, monkeypatch
     assert {file: file.stat().st_mtime_ns for file in before} == before
     with pytest.raises(ConfigError, match=r"other settings \(training.optimizer.lr"):
         train(folder, run)
+
+
+def test_a_finished_model_is_kept_also_without_its_checkpoints(tmp_path):
+    folder, run = letters(tmp_path / "letters"), tmp_path / "run"
+    train(folder, run)
+    shutil.rmtree(run / "checkpoints")
+    before = {name: (run / name).read_bytes() for name in ("model.safetensors", "tokenizer.json")}
+    other = recipe().with_settings({"model.dropout": 0.1})
+    with pytest.raises(ConfigError, match=r"other settings \(model\.dropout"):
+        firth.pretrain(other, firth.Corpus.from_files(folder, documents="block"), run)
+    assert {name: (run / name).read_bytes() for name in before} == before
 
 
 def test_a_run_needs_a_budget(tmp_path):

@@ -103,7 +103,7 @@ def begin(run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus]) -> bool:
     """Puts on record what is asked for, or compares it with the record that is there.
 
     What an attempt with other settings or text left behind is removed, as long as it has learned
-    nothing, that is, has no checkpoint; token files stay where only the training is another.
+    nothing: has neither checkpoint nor model. Token files stay where only the training is another.
 
     Returns:
         Whether all is there that training needs, for these settings and this text.
@@ -122,7 +122,7 @@ def begin(run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus]) -> bool:
         text["spans"] = digest_file(Path(recipe.data.spans)).hex()
     asked = {"requested": requested, "text": text}
     record = read_json(run / _RECORD) if (run / _RECORD).is_file() else None
-    learned = (run / "checkpoints" / "last").is_file()
+    learned = any((run / name).is_file() for name in ("checkpoints/last", "model.safetensors"))
     if record is not None and (learned or _same(record, asked)):
         _refuse_other_settings(run, record["requested"], requested)
         _refuse_other_text(run, record.get("text", text), text)
