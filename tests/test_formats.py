@@ -362,11 +362,24 @@ class TestRows:
             list(Corpus.from_files(tmp_path, text_column="n"))
 
     @pytest.mark.parametrize(
-        ("name", "content"), [("a.csv", "n,text\n1,a\n\n2\n"), ("a.tsv", "n\ttext\n1\ta\n\n2\n")]
+        ("name", "rows", "column", "message"),
+        [
+            ("a.csv", "n,text\n1,a\n\n2\n", "text", r"row 4: found 1 cells in \['2'\], expected 2"),
+            ("a.tsv", "n\ttext\n1\ta\n\n2\n", "text", "row 4: found 1 cells"),
+            ("a.csv", "text\nWell\nYes, it was, so\n", "text", "row 3: found 3 .*double quotes"),
+            ("a.csv", "text,n\nYes, it was,1\n", "text", "row 2: found 3 cells"),
+            ("a.csv", "Well,1\nYes, it was,1\n", 1, "row 2: found 3 cells"),
+            ("a.tsv", "text\na\tb\n", "text", "row 2: found 2 cells"),
+        ],
     )
-    def test_short_row(self, name, content):
-        with pytest.raises(DataError, match=r"row 4: found 1 columns in \['2'\], expected at lea"):
-            read_back(name, content)
+    def test_a_row_of_another_width_is_not_cut(self, name, rows, column, message):
+        with pytest.raises(DataError, match=message):
+            read_back(name, rows, text_column=column)
+
+    def test_a_column_by_a_number_as_one_writes_it(self):
+        assert read_back("a.csv", "a,x\nb,y\n", text_column=1) == ["a", "b"]
+        with pytest.raises(DataError, match=r"row 1: there is no column '3'"):
+            read_back("a.csv", "a,x\nb,y\n", text_column=3)
 
     def test_an_open_quote(self):
         with pytest.raises(DataError, match=r"a\.csv: line 3: unexpected end of data"):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from firth.errors import ConfigError, DataError
 from firth.tasks.classification import Classification
 from firth.tasks.tables import read_rows
+from firth.text.corpus import Corpus
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -55,12 +56,23 @@ def test_formats_give_the_same_rows(tmp_path, name, content, compression):
 
 @pytest.mark.parametrize(
     ("name", "first", "found"),
-    [("a.csv", "text;label", ";"), ("a.tsv", "text,label", ","), ("a.csv", "text\tlabel", "\t")],
+    [
+        ("a.csv", "text;label", ";"),
+        ("a.tsv", "text,label", ","),
+        ("a.csv", "text\tlabel", "\t"),
+        ("a.csv", '"text";"label"', ";"),
+        ("a.tsv", '"text","label"', ","),
+    ],
 )
 def test_another_separator_is_named(tmp_path, name, first, found):
     path = write(tmp_path, name, f"{first}\nOne, two{found}pos\n")
     with pytest.raises(DataError, match=rf"separated by {re.escape(repr(found))}, expected"):
         Classification().read(path)
+    with pytest.raises(DataError, match=rf"separated by {re.escape(repr(found))}, expected"):
+        list(Corpus.from_files(path))
+    enclosed = write(tmp_path, name, f'{first}\n"One, ""two"""{found}pos\n')
+    with pytest.raises(DataError, match=rf"separated by {re.escape(repr(found))}, expected"):
+        Classification().read(enclosed)
     alone = write(tmp_path, "b.csv", "yes;no\nno;yes\n")
     assert [row.cells for row in read_rows(alone, [1])] == [("yes;no",), ("no;yes",)]
 

@@ -11,14 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 from firth.errors import ConfigError, DataError
 from firth.text.files import Statistics, file_format, read_text
+from firth.text.formats import SEPARATORS, check_separator
 
 Column = str | int
 """A column's name, or its number counted from 1 (an int, or a string of digits)."""
 
 Quotes = Literal["auto", "literal", "standard"]
-
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-
 
 NO_HEADER = "give one of these names, or numbers (counted from 1) if that is not a header"
 
@@ -134,6 +132,7 @@ def _quoted_rows(path: Path, lines: list[str], separator: str) -> list[Row]:
             rows.append(Row(begin, tuple(cells)))
             begin = reader.line_num + 1
     except csv.Error as error:
+        check_separator(path, lines[0])
         raise DataError(
             f"{path}: row {begin}: the quotes are not as in a csv file ({error}); correct them, "
             "or set quotes='literal' if quote characters are ordinary text in this file"
@@ -163,7 +162,7 @@ def _select(
 ) -> list[Row]:
     names = rows[0].cells
     if len(names) == 1 and (len(columns) > 1 or columns[0] not in (*names, 1, "1")):
-        _check_separator(path, names[0])
+        check_separator(path, names[0])
     for number, cells in rows:
         if len(cells) != len(names):
             raise DataError(
@@ -175,21 +174,6 @@ def _select(
         header = any(column_number(column) is None for column in columns)
     at = [_position(path, column, rows[0], header) for column in columns]
     return [Row(number, tuple(cells[i] for i in at)) for number, cells in rows[int(header) :]]
-
-
-def _check_separator(path: Path, first: str) -> None:
-    """Refuses names that other characters separate.
-
-    Raises:
-        DataError: if they do.
-    """
-    for other in ";\t|,":
-        if re.fullmatch(rf"[\w-]+({re.escape(other)}[\w-]+)+", first):
-            wanted = SEPARATORS[file_format(path)[0]]
-            raise DataError(
-                f"{path}: the cells of the first row are separated by {other!r}, expected "
-                f"{wanted!r} in a file of this name; convert or rename the file"
-            )
 
 
 def _position(path: Path, column: Column, first: Row, header: bool) -> int:

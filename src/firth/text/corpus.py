@@ -82,7 +82,7 @@ class Corpus:
         paths: str | Path | Sequence[str | Path],
         *,
         documents: str = "auto",
-        text_column: str = "text",
+        text_column: str | int = "text",
         errors: str = "strict",
         drop_duplicates: bool = False,
     ) -> "Corpus":
@@ -94,8 +94,9 @@ class Corpus:
                 read once.
             documents: the unit of .txt files: ``"auto"``, ``"file"``, ``"block"`` or ``"line"``.
             text_column: the column (or key) of tables that holds the text; null there is empty. A
-                number that is no column's name, such as ``"2"``, counts the columns of .csv and
-                .tsv files without header from 1.
+                number that is no column's name, such as 2, counts the columns of .csv and .tsv
+                files without header from 1. All rows of such files must have as many cells as the
+                first.
             errors: ``"strict"``, or ``"replace"`` to put U+FFFD for bytes that are not UTF-8.
             drop_duplicates: leave out documents whose text came before; this takes about 100 bytes
                 of memory a document (a 16-byte hash, not the text).
@@ -111,7 +112,7 @@ class Corpus:
         return cls(
             files=find_files([paths] if isinstance(paths, str | Path) else paths),
             documents=documents,
-            text_column=text_column,
+            text_column=str(text_column),
             errors=errors,
             drop_duplicates=drop_duplicates,
         )

@@ -27,6 +27,7 @@ ROWS = 1024
 FIELD = 1 << 27
 """Characters a field of a .csv file may have: beyond, a quote was surely left open."""
 UNITS = ("auto", "file", "block", "line")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_documents(
@@ -198,10 +199,15 @@ def _record(path: Path, row: int, line: str) -> dict[str, Any]:
 def _csv(path: Path, texts: Iterable[str]) -> Iterator[list[str]]:
     # Python's own limit of 131,072 characters is global and too low for documents.
     csv.field_size_limit(FIELD)
-    reader = csv.reader((f"{line}\n" for line in _lines(texts)), strict=True)
+    lines = _lines(texts)
+    first = next(lines, None)
+    if first is None:
+        return
+    reader = csv.reader((f"{line}\n" for line in itertools.chain((first,), lines)), strict=True)
     try:
         yield from reader
     except csv.Error as error:
+        check_separator(path, first)
         raise DataError(
             f"{path}: line {reader.line_num}: {error}; expected fields between commas, in double "
             "quotes where they hold commas, quotes (doubled) or line breaks; correct the line, "
@@ -213,6 +219,26 @@ def _tsv(texts: Iterable[str]) -> Iterator[list[str]]:
     return (line.split("\t") for line in _lines(texts))
 
 
+def check_separator(path: Path, first: str) -> None:
+    """Refuses a first row whose cells other characters separate than the file's name says.
+
+    Args:
+        path: a .csv or .tsv file.
+        first: its first line.
+
+    Raises:
+        DataError: if it looks like names between other separators.
+    """
+    wanted = SEPARATORS[file_format(path)[0]]
+    name = r'"?[\w-]+"?'
+    for other in {*";\t|,"} - {wanted}:
+        if re.fullmatch(rf"{name}({re.escape(other)}{name})+", first):
+            raise DataError(
+                f"{path}: the cells of the first row are separated by {other!r}, expected "
+                f"{wanted!r} in a file of this name; convert or rename the file"
+            )
+
+
 def _table(path: Path, rows: Iterator[list[str]], column: str) -> Iterator[str]:
     header = next(rows, None)
     if header is None:
@@ -220,17 +246,19 @@ def _table(path: Path, rows: Iterator[list[str]], column: str) -> Iterator[str]:
     first = 2
     if column in header:
         index = header.index(column)
-    elif column.isdecimal() and int(column) > 0:
+    elif column.isdecimal() and 0 < int(column) <= len(header):
         index, first, rows = int(column) - 1, 1, itertools.chain((header,), rows)
     else:
+        check_separator(path, SEPARATORS[file_format(path)[0]].join(header))
         raise _no_column(path, 1, column, header)
-    for row, fields in enumerate(rows, start=first):
-        if len(fields) > index:
-            yield fields[index]
-        elif fields not in ([], [""]):
+    for row, cells in enumerate(rows, start=first):
+        if len(cells) == len(header):
+            yield cells[index]
+        elif cells not in ([], [""]):
             raise DataError(
-                f"{path}: row {row}: found {len(fields)} columns in {_excerpt(fields)}, "
-                f"expected at least {index + 1}; correct or remove the row"
+                f"{path}: row {row}: found {len(cells)} cells in {_excerpt(cells)}, expected "
+                f"{len(header)} as in the first row; correct the row (in .csv a text with commas "
+                "stands in double quotes, in .tsv no text holds a tab)"
             )
 
 
