@@ -377,6 +377,18 @@ def test_a_language_model_is_not_saved_over_an_adapted_one(tiny_run, fine_tuned,
     assert contents(tmp_path / "model") == contents(fine_tuned)
 
 
+def test_a_saved_model_is_replaced_only_when_asked(tiny_run, fine_tuned, tmp_path):
+    for number, origin in enumerate((tiny_run, fine_tuned)):
+        loaded, path = firth.load(origin), tmp_path / str(number)
+        loaded.save(path)
+        before = contents(path)
+        with pytest.raises(ConfigError, match="holds a model already.*overwrite=True"):
+            loaded.save(path)
+        assert contents(path) == before
+        loaded.save(path, overwrite=True)
+        assert contents(path) == before
+
+
 def test_a_run_that_has_not_begun_can_be_inspected(tmp_path):
     one = tmp_path / "one.txt"
     one.write_text("One document, of which none can be held out.\n")
@@ -673,13 +685,21 @@ def test_what_cannot_be_written_is_said_before_the_work(tiny_run, tables, fine_t
         adapting(tiny_run, tables, file / "below", "finetune"),
         ("embed", tiny_run, lines, "-o", tmp_path),
         ("embed", tiny_run, lines, "-o", file / "x.npy"),
+        ("embed", tiny_run, lines, "-o", lines),
+        ("embed", tiny_run, lines, "-o", file),
         ("evaluate", tiny_run, lines, "--target", lines, "--outputs", tmp_path),
+        ("evaluate", tiny_run, lines, "--target", file, "--outputs", file),
     ):
         result = run(*arguments)
         assert result.code == 2, (arguments, result.err)
         assert "choose another" in result.err
         assert "step" not in result.err
     assert file.read_text() == "mine"
+    units = tmp_path / "x.units.tsv"
+    units.write_text("A text.\n")
+    result = run("embed", tiny_run, units, "-o", tmp_path / "x.npy", "--unit", "word")
+    assert (result.code, units.read_text()) == (2, "A text.\n")
+    assert f"{units} is what is read" in result.err
 
 
 def test_a_label_of_the_test_part_alone_is_said_before_training(tiny_run, tables, tmp_path):

@@ -69,6 +69,9 @@ def test_files_of_glove_have_no_first_line(tmp_path):
         ("v.vec", b"2 3\nthe 1 2 3\n", "its first line says 2"),
         ("v.vec", b"2 3\nthe 1 2 3\nof 1 2\n", "line 3"),
         ("v.vec", b"the cat sat on\n", "line 1"),
+        ("v.vec", b"1 3\nthe 1 nan 3\n", "line 2 .*3 finite numbers"),
+        ("v.txt", b"the 1 2 3\nof 1 -inf 3\n", "line 2 .*3 finite numbers"),
+        ("v.bin", b"1 2\nthe " + np.array([1, np.nan], "<f4").tobytes(), "of 'the' .word 1"),
         ("v.vec", b"", "no word vectors"),
         ("v.bin", b"2 3\nthe " + bytes(12), "ends after 1 of 2"),
         ("v.bin", b"99999999999 300\nthe " + bytes(12), "ends after 0 of 99,999,999,999"),
@@ -180,6 +183,7 @@ def test_nearest_words_and_analogies():
 def test_similarity_counts_the_pairs_that_are_known(tmp_path):
     (tmp_path / "set.txt").write_text("a b 3\na\tc\t2\r\nb c 1\na unknown 9\n\n")
     (tmp_path / "other.txt").write_text("unknown a 1\nunknown b 2\n")
+    (tmp_path / "equal.txt").write_text("a b 1\na c 1\n")
     rows = {"a": [1, 0], "b": [0.9, 0.1], "c": [0.5, 0.5]}
     report = similarity_report(
         read_similarity_sets(tmp_path), lambda words: np.array([rows.get(w, [0, 0]) for w in words])
@@ -190,11 +194,15 @@ def test_similarity_counts_the_pairs_that_are_known(tmp_path):
         "coverage": 0.75,
         "spearman": pytest.approx(0.5),  # cosines: ab, bc, ac; judgements: ab, ac, bc
     }
-    assert report.details["sets"]["other"]["spearman"] == 0
-    assert report.metrics == {"spearman": pytest.approx(0.25), "coverage": pytest.approx(0.375)}
-    (tmp_path / "set.txt").write_text("a b\n")
-    with pytest.raises(DataError, match="line 1"):
-        read_similarity_sets(tmp_path)
+    for name in ("other", "equal"):  # nothing correlates, which is not the same as 0
+        assert report.details["sets"][name]["spearman"] is None
+    assert report.metrics == {"spearman": pytest.approx(0.5), "coverage": pytest.approx(1.75 / 3)}
+    with pytest.raises(DataError, match="equal, other, set: in no set are two pairs"):
+        similarity_report(read_similarity_sets(tmp_path), lambda words: np.zeros((len(words), 2)))
+    for line in ("a b\n", "a b nan\n"):
+        (tmp_path / "set.txt").write_text(line)
+        with pytest.raises(DataError, match="line 1"):
+            read_similarity_sets(tmp_path)
 
 
 def test_similarity_sets_are_found_packed_and_in_folders(tmp_path):
@@ -262,7 +270,18 @@ def test_the_command_line(wiki_run, shared, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert f"spearman\t{report['spearman']:.4f}" in plain
     assert main([*command, "--limit", "5"]) == 2
-    assert main(["export", str(wiki_run), str(tmp_path / "v.vec")]) == 0
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "one.txt").write_text("water river 9\nwater city 1\n")
+    (tmp_path / "sets" / "two.txt").write_text("gavagai river 9\nqwertz city 1\n")
+    folder = str(tmp_path / "sets")
+    assert main(["evaluate", str(wiki_run), folder, "--suite", "word-similarity"]) == 0
+    assert "two\t2\t0\tundefined\n" in capsys.readouterr().out
+    (tmp_path / "notes.txt").write_text("my own notes\n")
+    assert main(["export", str(wiki_run), str(tmp_path / "notes.txt")]) == 2
+    assert "notes.txt is there already and holds no word vectors" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "my own notes\n"
+    for name in ("v.vec", "v.bin", "v.bin", "v.vec"):  # such a file may be replaced
+        assert main(["export", str(wiki_run), str(tmp_path / name)]) == 0
     words, vectors = read_word_vectors(tmp_path / "v.vec")
     lm = firth.load(wiki_run)
     np.testing.assert_array_equal(

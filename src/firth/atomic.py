@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -90,18 +90,24 @@ def need_space(directory: Path, num_bytes: int, purpose: str) -> None:
         )
 
 
-def need_writable(path: str | Path, *, directory: bool = False) -> None:
+def need_writable(
+    path: str | Path, *, directory: bool = False, inputs: Iterable[str | Path] = ()
+) -> None:
     """Raises before the work whose result cannot be written to `path`; writes nothing itself.
 
     Args:
         path: a file that is to be written, whose folder is made if need be.
         directory: it is a directory.
+        inputs: what is read, which must not be replaced.
 
     Raises:
-        ConfigError: if something else has that name, or a file that of one of its folders.
+        ConfigError: if something else has that name, or a file that of one of its folders; if it
+            is one of `inputs`.
         ResourceError: if the user may not write there.
     """
     path = Path(path)
+    if path.exists() and any(os.path.exists(one) and path.samefile(one) for one in inputs):
+        raise ConfigError(f"{path} is what is read, and would be lost; choose another output")
     if path.exists() and path.is_dir() != directory:
         found, wanted = ("a file", "a directory") if directory else ("a directory", "a file")
         raise ConfigError(f"{path} is {found}, expected the name of {wanted}; choose another")

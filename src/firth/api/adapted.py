@@ -127,10 +127,18 @@ class AdaptedModel:
             shares[layer] = share
         return shares
 
-    def save(self, directory: str | Path) -> None:
-        """Writes everything that was trained; a stock head loads in `transformers` too."""
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
+        """Writes everything that was trained; a stock head loads in `transformers` too.
+
+        Args:
+            directory: where to.
+            overwrite: replace an adapted model that is there.
+
+        Raises:
+            ConfigError: if the directory holds a model that may not be replaced.
+        """
         path = Path(directory)
-        refuse_to_overwrite(path, RECORD)
+        refuse_to_overwrite(path, RECORD, overwrite=overwrite)
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(
             path,

@@ -338,14 +338,14 @@ class LanguageModel:
         """Continues one text, piece by piece as it comes."""
         return stream_text(self, text, Decoding(**settings), stop)
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read.
 
         Raises:
-            ConfigError: if the directory holds an adapted model.
+            ConfigError: if it holds an adapted model, or without `overwrite` any other.
         """
         path = Path(directory)
-        refuse_to_overwrite(path, "config.json")
+        refuse_to_overwrite(path, "config.json", overwrite=overwrite)
         path.mkdir(parents=True, exist_ok=True)
         segments, ids = self.model.config.num_segments > 1, self.tokenizer.vocabulary
         self.tokenizer.save(path, model_max_length=self.max_length, segments=segments)

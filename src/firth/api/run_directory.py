@@ -88,7 +88,7 @@ def refuse_foreign(run: Path, corpora: Mapping[str, AnyCorpus]) -> None:
                 f"{file} lies in {run}, where the run would put its own files beside it; choose "
                 "another directory with -o, such as a new one below it"
             )
-    refuse_to_overwrite(run, _RECORD)
+    refuse_to_overwrite(run, _RECORD, overwrite=True)
     if (run / _RECORD).exists():
         return
     for name in ("data", "tokenizer.json", "README.md"):

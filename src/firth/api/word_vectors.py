@@ -14,7 +14,12 @@ import numpy as np
 import torch
 
 from firth.errors import ConfigError, UnsupportedError
-from firth.interop.word_vectors import SUFFIXES, is_vector_file, read_word_vectors
+from firth.interop.word_vectors import (
+    SUFFIXES,
+    begins_as_vectors,
+    is_vector_file,
+    read_word_vectors,
+)
 from firth.interop.word_vectors import write_word_vectors as write
 from firth.models import Static, StaticConfig
 from firth.protocols import Report
@@ -57,14 +62,19 @@ def vocabulary_vectors(lm: LanguageModel) -> tuple[list[str], np.ndarray]:
 def save_word_vectors(lm: LanguageModel, path: str | Path) -> int:
     """Writes the vectors of a static model's vocabulary; returns their number.
 
-    Words with white space in them, which no format can hold, are left out with a warning.
+    Words with white space in them, which no format can hold, are left out with a warning. A file
+    of word vectors that is there is replaced.
 
     Raises:
-        ConfigError: for a name that does not say a format.
+        ConfigError: for a name that does not say a format, or that of another file.
         UnsupportedError: for a model whose vectors depend on the context.
     """
     if Path(path).suffix not in SUFFIXES:
         raise ConfigError(f"{path}: expected a name in .vec or .txt (text) or .bin (binary)")
+    if Path(path).is_file() and not begins_as_vectors(Path(path)):
+        raise ConfigError(
+            f"{path} is there already and holds no word vectors; choose another name, or delete it"
+        )
     words, vectors = vocabulary_vectors(lm)
     whole = [row for row, word in enumerate(words) if not any(map(str.isspace, word))]
     if len(whole) < len(words):

@@ -89,7 +89,7 @@ def adapt(arguments: Sequence[str]) -> None:
     adapted = adapt_model(
         lm, task, options.train, options.how, dev=options.dev, seeds=range(options.seeds)
     )
-    adapted.save(options.output)
+    adapted.save(options.output, overwrite=options.overwrite)
     result = {
         "output": options.output,
         "seeds": len(adapted.seeds),
@@ -111,13 +111,8 @@ def adapt(arguments: Sequence[str]) -> None:
 
 def _check_output(path: Path, overwrite: bool) -> None:
     """Says before training what saving the model would run into."""
-    refuse_to_overwrite(path, RECORD)
+    refuse_to_overwrite(path, RECORD, overwrite=overwrite)
     need_writable(path, directory=True)
-    if (path / RECORD).exists() and not overwrite:
-        raise ConfigError(
-            f"{path} holds an adapted model; choose another directory with -o, or replace it with "
-            "--overwrite"
-        )
 
 
 def _read_test(task: AnyTask, options: Options) -> list[Example]:

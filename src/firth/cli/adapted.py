@@ -140,7 +140,7 @@ def _check_options(options: Evaluate) -> None:
     if options.target is None and (options.beams != 1 or options.outputs is not None):
         raise ConfigError("--beams and --outputs are about written texts; add --target")
     if options.outputs is not None:
-        need_writable(options.outputs)
+        need_writable(options.outputs, inputs=(options.file, options.target))
     if options.length_penalty != 1.0 and options.beams == 1:
         raise ConfigError("--length-penalty is about beam search; add --target and --beams")
 

@@ -50,7 +50,8 @@ def _evaluate_similarity(model: LanguageModel, options: Any) -> None:
     heading = ("set", "pairs", "covered", "spearman")
     print("\t".join(heading))
     for name, one in report.details["sets"].items():
-        print_rows([{"set": name, **{key: one[key] for key in heading[1:]}}], as_json=False)
+        cells = {key: "undefined" if one[key] is None else one[key] for key in heading[1:]}
+        print_rows([{"set": name, **cells}], as_json=False)
     print_rows(
         [{"name": name, "value": value} for name, value in report.metrics.items()], as_json=False
     )

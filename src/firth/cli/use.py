@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -84,6 +84,10 @@ class Generate:
     device: str = "auto"
 
 
+_UNITS = "line\tstart\tend\tunit\n"
+"""First line of the file that says what each row of vectors is."""
+
+
 def _load(path: str, device: str, precision: Literal["auto", "bfloat16", "float32"] = "auto"):
     model = load(path, device=device, precision=precision)
     if not isinstance(model, LanguageModel):
@@ -94,14 +98,18 @@ def _load(path: str, device: str, precision: Literal["auto", "bfloat16", "float3
 def embed(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Embed, arguments, "embed")
-    need_writable(options.output)
+    target = Path(options.output)
+    units = target.with_suffix(".units.tsv")
+    begins = {target: np.lib.format.MAGIC_PREFIX}
+    if options.unit != "sentence":
+        begins[units] = _UNITS.encode()
+    _check_outputs(begins, inputs=(options.file, options.model))
     model = _load(options.model, options.device, options.precision)
     lines = read_lines(options.file)
     texts = [line.split() for line in lines] if options.split else lines
     one = len(options.layers) == 1
     layers = options.layers[0] if one else options.layers
     found = model.embed(texts, unit=options.unit, layers=layers, pooling=options.pooling)
-    target = Path(options.output)
     if options.unit == "sentence":
         _write(target, found)
         print(f"{target}\t{'x'.join(map(str, found.shape))}")
@@ -109,13 +117,29 @@ def embed(arguments: Sequence[str]) -> None:
     shape = model.embed([""], layers=layers).shape[1:]
     vectors = np.concatenate([np.empty((0, *shape), np.float32), *(one.vectors for one in found)])
     _write(target, vectors)
-    units = target.with_suffix(".units.tsv")
     with units.open("w", encoding="utf-8") as file:
-        file.write("line\tstart\tend\tunit\n")
+        file.write(_UNITS)
         for number, one_text in enumerate(found, 1):
             for unit, (start, end) in zip(one_text.units, one_text.offsets, strict=True):
                 file.write(f"{number}\t{start}\t{end}\t{unit}\n")
     print(f"{target}\t{'x'.join(map(str, vectors.shape))}\t{units}")
+
+
+def _check_outputs(begins: Mapping[Path, bytes], inputs: Sequence[str]) -> None:
+    """Says before the work what writing its result would run into.
+
+    Args:
+        begins: of each file to be written, how one begins that it may replace.
+        inputs: files that are read.
+    """
+    for path, begin in begins.items():
+        need_writable(path, inputs=inputs)
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            known = file.read(len(begin)) == begin
+        if not known:
+            raise ConfigError(f"{path} is there already and holds no vectors; choose another name")
 
 
 def _write(path: Path, vectors: np.ndarray) -> None:

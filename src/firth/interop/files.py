@@ -30,21 +30,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     write_file(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
 
 
-def refuse_to_overwrite(directory: Path, own: str) -> None:
-    """Keeps one kind of model from being written over another.
+def refuse_to_overwrite(directory: Path, own: str, *, overwrite: bool) -> None:
+    """Keeps a model from being written over another.
 
     Args:
         directory: where a model is to be written.
-        own: the file that tells a model of this kind, which may be replaced.
+        own: the file that tells a model of this kind.
+        overwrite: one of this kind may be replaced.
 
     Raises:
-        ConfigError: if `directory` holds a model without that file, or an adapted one besides.
+        ConfigError: if `directory` holds a model that may not be replaced: one without that file,
+            or an adapted one besides, never is.
     """
     found = {name for name in MODEL_FILES if (directory / name).exists()}
     if found and (own not in found or ADAPTED in found - {own}):
         raise ConfigError(
             f"{directory} holds another model, which would be lost; choose another directory "
-            "with -o"
+            "(-o on the command line)"
+        )
+    if found and not overwrite:
+        raise ConfigError(
+            f"{directory} holds a model already; choose another directory (-o on the command "
+            "line), or replace it with overwrite=True (--overwrite)"
         )
 
 

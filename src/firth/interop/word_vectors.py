@@ -7,6 +7,7 @@
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,16 @@ _FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
 def is_vector_file(path: Path) -> bool:
     """Whether a file's name says that it holds word vectors."""
     return any(suffix in SUFFIXES for suffix in path.suffixes[-2:])
+
+
+def begins_as_vectors(path: Path) -> bool:
+    """Whether the first line of a file is that of word vectors: "V D", or a word and numbers."""
+    with path.open("rb") as file:
+        _, *numbers = file.readline(1 << 20).split() or [b""]
+    try:
+        return bool(numbers) and all(math.isfinite(float(number)) for number in numbers)
+    except ValueError:
+        return False
 
 
 def write_word_vectors(path: str | Path, words: Sequence[str], vectors: np.ndarray) -> None:
@@ -108,10 +119,10 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
             row = np.array(numbers, np.float32)
         except ValueError:
             row = np.zeros(0, np.float32)
-        if len(row) != size or not size:
+        if len(row) != size or not size or not np.isfinite(row).all():
             raise DataError(
                 f"{path}: line {number} is {line[:50]!r}; expected a word and {size or 'some'} "
-                "numbers, with single spaces between them"
+                "finite numbers, with single spaces between them"
             )
         words.append(word)
         rows.append(row)
@@ -159,5 +170,10 @@ def _read_binary(path: Path) -> tuple[list[str], np.ndarray]:
             )
         words.append(data[place:space].lstrip(b"\n").decode(errors="replace"))
         vectors[row] = np.frombuffer(data, "<f4", size, space + 1)
+        if not np.isfinite(vectors[row]).all():
+            raise DataError(
+                f"{path}: the vector of {words[-1]!r} (word {row + 1:,}) holds numbers that are not "
+                "finite; copy or download it again, or train it anew"
+            )
         place = end
     return words, vectors

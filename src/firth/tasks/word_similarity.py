@@ -3,6 +3,7 @@
 files --read_similarity_sets--> pairs;  pairs + vectors --similarity_report--> Report
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ def _read(file: Path, name: str) -> SimilaritySet:
         try:
             one, other, score = cells
             scores.append(float(score))
+            if not math.isfinite(scores[-1]):
+                raise ValueError(score)
         except ValueError as error:
             raise DataError(
                 f"{file}: line {number} is {line[:60]!r}; expected two words and a score"
@@ -71,7 +74,8 @@ def similarity_report(
     """Spearman's correlation of cosines and judgements, set by set.
 
     A pair counts where both words have a vector that is not zero; the share of such pairs is the
-    set's coverage. Where no pair counts, the correlation is 0.
+    set's coverage. Where fewer than two pairs count, or all cosines or judgements are equal, there
+    is no correlation: it is None, and the mean is over the other sets.
 
     Args:
         sets: the judgements.
@@ -79,6 +83,9 @@ def similarity_report(
 
     Returns:
         The unweighted means over the sets; in the details each set's pairs, coverage and value.
+
+    Raises:
+        DataError: if no set has a correlation.
     """
     known = sorted({word for one in sets for word in (*one.first, *one.second)})
     rows = {word: i for i, word in enumerate(known)}
@@ -89,9 +96,19 @@ def similarity_report(
         a, b = (np.array([rows[word] for word in side]) for side in (one.first, one.second))
         both = there[a] & there[b]
         cosines = np.einsum("nd,nd->n", vectors[a], vectors[b])[both]
-        value = spearman(one.scores[both], cosines) if both.sum() > 1 else 0.0
+        varied = both.sum() > 1 and np.ptp(one.scores[both]) > 0 and np.ptp(cosines) > 0
+        value = spearman(one.scores[both], cosines) if varied else None
         counts = {"pairs": len(a), "covered": int(both.sum())}
         found[one.name] = {**counts, "coverage": float(both.mean()), "spearman": value}
-    means = {name: fmean(one[name] for one in found.values()) for name in ("spearman", "coverage")}
+    values = [one["spearman"] for one in found.values() if one["spearman"] is not None]
+    if not values:
+        raise DataError(
+            f"{', '.join(found)}: in no set are two pairs of words that the model knows, of "
+            "different similarity, so there is no correlation; is the model of this language?"
+        )
+    means = {
+        "spearman": fmean(values),
+        "coverage": fmean(one["coverage"] for one in found.values()),
+    }
     total = sum(len(one.first) for one in sets)
     return Report(metrics=means, main="spearman", num_examples=total, details={"sets": found})
