@@ -382,7 +382,7 @@ def test_a_saved_model_is_replaced_only_when_asked(tiny_run, fine_tuned, tmp_pat
         loaded, path = firth.load(origin), tmp_path / str(number)
         loaded.save(path)
         before = contents(path)
-        with pytest.raises(ConfigError, match="holds a model already.*overwrite=True"):
+        with pytest.raises(ConfigError, match=r"holds a model already.*overwrite=True"):
             loaded.save(path)
         assert contents(path) == before
         loaded.save(path, overwrite=True)

@@ -12,6 +12,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -146,6 +147,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a JSON file: {error}") from error
 
 
+def check_types(config: Any) -> None:
+    """Refuses a dataclass that was built with values its fields do not take.
+
+    Raises:
+        ConfigError: naming the field, what it holds and what it takes.
+    """
+    cls = type(config)
+    for name, hint in typing.get_type_hints(cls).items():
+        if typing.get_origin(hint) is not typing.ClassVar:
+            _convert(hint, getattr(config, name), f"{cls.__name__}.{name}")
+
+
 def suggest(word: str, known: typing.Iterable[str]) -> str:
     """The ending of an error about an unknown `word`: a close match, or all that is known."""
     known = list(known)
@@ -173,13 +186,15 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         return origin(_convert(inner, item, f"{place}[{i}]") for i, item in enumerate(value))
     elif origin is dict and isinstance(value, Mapping):
         return {key: _convert(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif hint is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    elif hint is float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     elif hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     elif isinstance(hint, type) and type(value) is hint:
         return value
-    raise ConfigError(f"{place} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+    raise ConfigError(f"{place} is {value!r}, expected {_name(hint)}")
 
 
 def _convert_union(choices: tuple[Any, ...], value: Any, place: str) -> Any:
@@ -198,5 +213,11 @@ def _convert_union(choices: tuple[Any, ...], value: Any, place: str) -> Any:
             return _convert(choice, value, place)
         except ConfigError:
             continue
-    names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-    raise ConfigError(f"{place} is {value!r}, expected {names}")
+    raise ConfigError(f"{place} is {value!r}, expected {' or '.join(map(_name, choices))}")
+
+
+def _name(hint: Any) -> str:
+    """A type as a reader knows it; of a Literal the values."""
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))

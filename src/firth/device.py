@@ -79,10 +79,17 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of the matrix products: bfloat16 where it is fast, unless float32 is asked for."""
+    """The dtype of the matrix products: bfloat16 where it is fast, unless float32 is asked for.
+
+    Raises:
+        ConfigError: for another precision.
+    """
+    known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if precision == "auto":
         return torch.bfloat16 if fast_bfloat16(device) else torch.float32
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
+    if precision not in known:
+        raise ConfigError(f"precision is {precision!r}, expected auto, {' or '.join(known)}")
+    return known[precision]
 
 
 @contextlib.contextmanager

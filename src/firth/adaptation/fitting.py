@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples, score_examples
+from firth.config import check_types
 from firth.device import Precision
 from firth.errors import ConfigError
 from firth.inference.forward import Engine
@@ -62,8 +63,9 @@ def check_settings(adaptation: object) -> None:
     """Refuses settings of an adaptation that nothing can be trained with.
 
     Raises:
-        ConfigError: if one is out of its range.
+        ConfigError: if one is out of its range, or of another type.
     """
+    check_types(adaptation)
     for name, value in vars(adaptation).items():
         expected = None
         if value is None:

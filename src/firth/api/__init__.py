@@ -7,7 +7,7 @@ from firth.api.adapting import adapt
 from firth.api.language_model import LanguageModel
 from firth.api.pretraining import pretrain
 from firth.api.word_vectors import load_word_vectors
-from firth.device import Precision, pick_device, prepare_process
+from firth.device import Precision, compute_dtype, pick_device, prepare_process
 from firth.errors import CheckpointError
 from firth.interop.allennlp import is_published_elmo, read_elmo
 from firth.interop.huggingface import load_model
@@ -31,8 +31,10 @@ def load(
 
     Raises:
         CheckpointError: if the directory holds no model.
+        ConfigError: for another precision.
     """
     path = Path(path)
+    compute_dtype(precision, pick_device(device))  # before the weights are read
     if path.is_file():
         vectors, tokenizer = load_word_vectors(path)
         vectors.to(pick_device(device))

@@ -19,7 +19,7 @@ from firth.api.language_model import show_words
 from firth.atomic import write_file, write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.device import Precision
-from firth.errors import CheckpointError, ConfigError, UnsupportedError
+from firth.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from firth.inference.forward import Engine
 from firth.interop.files import refuse_to_overwrite
 from firth.interop.huggingface import (
@@ -103,8 +103,7 @@ class AdaptedModel:
 
     def evaluate(self, examples: Sequence[Example] | str | Path) -> Report:
         """Metrics on labelled examples, or on a labelled file."""
-        if isinstance(examples, (str, Path)):
-            examples = self.task.read(examples)
+        examples = labelled_examples(self.task, examples)
         return self.task.evaluate(self.scores(examples), examples)
 
     def summary(self) -> dict[str, tuple[float, float | None]]:
@@ -169,6 +168,24 @@ class AdaptedModel:
             "seeds": to_dict(list(self.seeds)),
         }
         write_text(path / RECORD, json.dumps(record, indent=1))
+
+
+def labelled_examples(task: AnyTask, given: Sequence[Example] | str | Path) -> list[Example]:
+    """The examples of a labelled file, or those given.
+
+    Raises:
+        DataError: if the file cannot be read, or what was given are no examples.
+    """
+    if isinstance(given, (str, Path)):
+        return task.read(given)
+    examples = list(given)
+    for place, one in enumerate(examples):
+        if not isinstance(one, Example):
+            raise DataError(
+                f"example {place} is {str(one)[:60]!r} ({type(one).__name__}), expected a "
+                'firth.Example, such as Example(texts=("The tide is in.",), label="true")'
+            )
+    return examples
 
 
 def _unstandardised(head: Head, task: AnyTask) -> Head:

@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from firth.adaptation import Adaptation, FineTuning
+from firth.adaptation import ADAPTATIONS, Adaptation, FineTuning
 from firth.adaptation.fitting import Fitted, with_restarts
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples
-from firth.api.adapted import AdaptedModel, AnyTask, SeedResult, family_head
+from firth.api.adapted import (
+    AdaptedModel,
+    AnyTask,
+    SeedResult,
+    family_head,
+    labelled_examples,
+)
 from firth.api.language_model import LanguageModel
 from firth.config import from_dict
 from firth.errors import ConfigError, DataError, DivergedError
@@ -63,8 +69,8 @@ def adapt(
         DataError: if a file cannot be read, or there are too few examples or none.
         DivergedError: if every seed, restarts included, gave a degenerate run.
     """
-    _check_arguments(lm, seeds)
     adaptation = adaptation or FineTuning()
+    _check_arguments(lm, task, adaptation, seeds)
     if adaptation.precision == "auto":
         adaptation = replace(adaptation, precision=lm.precision)
     of_file = isinstance(train, (str, Path))
@@ -98,7 +104,7 @@ def adapt(
     )
 
 
-def _check_arguments(lm: object, seeds: object) -> None:
+def _check_arguments(lm: object, task: object, adaptation: object, seeds: object) -> None:
     if isinstance(seeds, int) or not seeds:
         found = seeds if isinstance(seeds, int) else "empty"
         raise ConfigError(f"seeds is {found}; expected a sequence of at least one, as (0, 1, 2)")
@@ -107,6 +113,11 @@ def _check_arguments(lm: object, seeds: object) -> None:
             f"the model is a {type(lm).__name__}, expected a language model; of an adapted model, "
             "give the run that it came from"
         )
+    for what, found, kinds in (("task", task, TASKS), ("adaptation", adaptation, ADAPTATIONS)):
+        if not isinstance(found, tuple(kinds.values())):
+            given = found.__name__ if isinstance(found, type) else repr(found)[:60]
+            names = ", ".join(f"firth.{kind.__name__}()" for kind in kinds.values())
+            raise ConfigError(f"the {what} is {given}, expected one of {names}")
 
 
 def _parts(
@@ -115,13 +126,13 @@ def _parts(
     dev: Sequence[Example] | str | Path | None,
 ) -> tuple[list[Example], list[Example]]:
     """The examples to train on, and those of dev, which may have to be held out."""
-    train = task.read(train) if isinstance(train, (str, Path)) else list(train)
-    dev = task.read(dev) if isinstance(dev, (str, Path)) else dev
+    train = labelled_examples(task, train)
+    dev = None if dev is None else labelled_examples(task, dev)
     if dev is None:
         train, dev = _hold_out(train)
     if not (train and dev):
         raise DataError("there are no training examples, or no dev examples; give some of each")
-    return train, list(dev)
+    return train, dev
 
 
 def _report_cuts(data: EncodedExamples, length: int, task: AnyTask) -> None:

@@ -373,8 +373,9 @@ class LanguageModel:
         Raises:
             ConfigError: for a string in place of a list, or a text that is too long.
         """
-        if isinstance(texts, str):
-            raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
+        if isinstance(texts, str) or not hasattr(texts, "__len__"):
+            found = "one string" if isinstance(texts, str) else f"a {type(texts).__name__}"
+            raise ConfigError(f"expected a list of texts, found {found}: {str(texts)[:40]!r}")
         encodings = self.tokenizer.encode_batch(texts)
         longest = max((len(e.ids) for e in encodings), default=0)
         if whole and longest > self.max_length:

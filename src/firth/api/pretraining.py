@@ -94,6 +94,10 @@ def pretrain(
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
     prepare_process()
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"the recipe is {recipe!r}, expected a firth.Recipe, such as firth.recipe('bert')"
+        )
     if all(getattr(recipe.training, budget) is None for budget in BUDGETS):
         raise ConfigError(f"there is no budget; give one of {', '.join(BUDGETS)}")
     if start is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from firth.config import check_types
 from firth.device import computing
 from firth.errors import ConfigError
 from firth.inference.forward import Engine
@@ -45,6 +46,7 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         least = {"max_tokens": 1, "temperature": 0, "top_k": 0, "beams": 1, "seed": 0}
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:

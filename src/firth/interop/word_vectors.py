@@ -172,7 +172,7 @@ def _read_binary(path: Path) -> tuple[list[str], np.ndarray]:
         vectors[row] = np.frombuffer(data, "<f4", size, space + 1)
         if not np.isfinite(vectors[row]).all():
             raise DataError(
-                f"{path}: the vector of {words[-1]!r} (word {row + 1:,}) holds numbers that are not "
+                f"{path}: the vector of {words[-1]!r} (word {row + 1:,}) has numbers that are not "
                 "finite; copy or download it again, or train it anew"
             )
         place = end

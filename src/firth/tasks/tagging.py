@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -107,7 +107,9 @@ class Tagging:
 
     def example(self, text: Any) -> Example:
         """Words as they are; a string is cut into words and marks by `split_words`."""
-        words = split_words(text) if isinstance(text, str) else tuple(text)
+        words: tuple[Any, ...] = (text,)
+        if isinstance(text, (str, Iterable)):
+            words = split_words(text) if isinstance(text, str) else tuple(text)
         if not all(isinstance(word, str) for word in words):
             raise ConfigError(f"expected a list of words or a string, found {str(text)[:60]}")
         return Example(texts=(words,))

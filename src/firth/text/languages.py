@@ -65,7 +65,12 @@ class MultilingualCorpus:
                 f"{len(parts)} language was given, expected two or more; text of one language goes "
                 "without a name"
             )
-        for name in parts:
+        for name, corpus in parts.items():
+            if not isinstance(corpus, Corpus):
+                raise ConfigError(
+                    f"the text of {name} is a {type(corpus).__name__}; expected a firth.Corpus, "
+                    "for instance firth.Corpus.from_texts(texts)"
+                )
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(
                     f"the language {name!r}: expected a name of letters, digits, - and _, such as "

@@ -9,7 +9,7 @@ The work is done by the `tokenizers` library. For encoding a whole corpus, see `
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,15 @@ from firth.protocols import ABSENT, Encoding, Text, Vocabulary
 from firth.text.special_tokens import CONFIG_FILE, ROLES, find_vocabulary, with_opening
 from firth.text.tokenizer_training import backend_of_words, train_backend
 from firth.text.word_cache import WordCache
-from firth.text.words import WordReader, Words, cut_pair, not_unicode, whole_characters, words_at
+from firth.text.words import (
+    WordReader,
+    Words,
+    cut_pair,
+    encoded,
+    joined,
+    whole_characters,
+    words_at,
+)
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -224,11 +232,11 @@ class Tokenizer:
         """
         if self._reader is not None:
             return [self._reader.encode(text, special_tokens=special_tokens) for text in texts]
-        joined = [_join(text) for text in texts]
-        encodings = _run(self._backend.encode_batch, joined, special_tokens)
+        lines = [joined(text) for text in texts]
+        encodings = encoded(self._backend.encode_batch, lines, special_tokens)
         return [
             self._encoding(text, line, encoding)
-            for text, line, encoding in zip(texts, joined, encodings, strict=True)
+            for text, line, encoding in zip(texts, lines, encodings, strict=True)
         ]
 
     def encode_ids(
@@ -249,9 +257,9 @@ class Tokenizer:
             return self._reader.encode_ids(
                 texts, special_tokens=special_tokens, max_length=max_length
             )
-        joined = [_join(text) for text in texts]
+        lines = [joined(text) for text in texts]
         with self._truncation(max_length):
-            encodings = _run(self._backend.encode_batch_fast, joined, special_tokens)
+            encodings = encoded(self._backend.encode_batch_fast, lines, special_tokens)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
     def encode_pair(self, first: Text, second: Text) -> tuple[np.ndarray, np.ndarray]:
@@ -274,11 +282,11 @@ class Tokenizer:
         """
         if self._reader is not None:
             return [self._reader.encode_pair(a, b, max_length) for a, b in pairs]
-        joined = [(_join(first), _join(second)) for first, second in pairs]
+        lines = [(joined(first), joined(second)) for first, second in pairs]
         if self._backend.num_special_tokens_to_add(True) == 0:  # GPT-2's would run into one
-            return self._delimited(joined, max_length)
+            return self._delimited(lines, max_length)
         with self._truncation(max_length):
-            encodings = _run(self._backend.encode_batch_fast, joined, True)
+            encodings = encoded(self._backend.encode_batch_fast, lines, True)
         return [(np.array(e.ids, np.int64), np.array(e.type_ids, np.int64)) for e in encodings]
 
     def _delimited(
@@ -379,17 +387,6 @@ def _canonical(tokenizer_json: str, where: object) -> str:
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
     return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-
-
-def _join(text: Text) -> str:
-    return text if isinstance(text, str) else " ".join(text)
-
-
-def _run(encode: Callable[..., list[T]], texts: Sequence[Any], special_tokens: bool) -> list[T]:
-    try:
-        return encode(texts, add_special_tokens=special_tokens)
-    except TypeError as error:
-        raise not_unicode(error) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

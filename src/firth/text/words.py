@@ -8,13 +8,15 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from firth.errors import DataError
 from firth.protocols import Encoding, Text, Vocabulary
+
+T = TypeVar("T")
 
 
 def not_unicode(error: Exception) -> DataError:
@@ -23,6 +25,35 @@ def not_unicode(error: Exception) -> DataError:
         f"a text cannot be encoded ({error}); expected strings without halves of surrogate "
         "pairs (U+D800 to U+DFFF), which are no characters"
     )
+
+
+def encoded(encode: Callable[..., T], texts: Any, special_tokens: bool) -> T:
+    """What a method of the tokenizers library makes of texts.
+
+    Raises:
+        DataError: if they hold half a character.
+    """
+    try:
+        return encode(texts, add_special_tokens=special_tokens)
+    except TypeError as error:
+        raise not_unicode(error) from error
+
+
+def joined(text: Text) -> str:
+    """A text as one string: its words with spaces between them.
+
+    Raises:
+        DataError: if it is neither a string nor a list of strings.
+    """
+    if isinstance(text, str):
+        return text
+    try:
+        return " ".join(text)
+    except TypeError as error:
+        raise DataError(
+            f"a text is {str(text)[:60]!r} ({type(text).__name__}), expected a string or a list of "
+            "words, which are strings; correct it or leave it out"
+        ) from error
 
 
 def folded(word: str) -> str:
@@ -160,7 +191,7 @@ class WordReader:
     def encode(self, text: Text, *, special_tokens: bool = True) -> Encoding:
         """The encoding of a text; a word of which nothing is left, such as "", has no token."""
         if isinstance(text, str):
-            found = self._library(text)
+            found: Any = encoded(self._backend.encode, text, False)
             offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
             offsets = whole_characters(text, offsets)
             surface = [text[a:b] for a, b in offsets.tolist()]
@@ -168,7 +199,7 @@ class WordReader:
             words = np.array([-1 if w is None else w for w in found.word_ids], np.int64)
             encoding = self._encoding(text, ids, offsets, words)
         else:
-            encoding = self._encode_words(text)
+            encoding = self._encode_words(text, joined(text))
         return self._enclosed(encoding) if special_tokens else encoding
 
     def encode_ids(
@@ -192,13 +223,7 @@ class WordReader:
         ids = np.concatenate([[opening], a, [closing], b, [closing]]).astype(np.int64)
         return ids, np.repeat(np.array([0, 1], np.int64), [len(a) + 2, len(b) + 1])
 
-    def _library(self, text: str) -> Any:
-        try:
-            return self._backend.encode(text, add_special_tokens=False)
-        except TypeError as error:
-            raise not_unicode(error) from error
-
-    def _encode_words(self, words: Sequence[str]) -> Encoding:
+    def _encode_words(self, words: Sequence[str], line: str) -> Encoding:
         lengths = np.array([len(word) for word in words], np.int64)
         ends = np.cumsum(lengths + 1) - 1
         offsets = np.stack([ends - lengths, ends], axis=1).reshape(-1, 2)
@@ -207,7 +232,7 @@ class WordReader:
         surface = [words[i] for i in kept.tolist()]
         known = map(self._known, map(self._normal, surface))
         ids = self._ids(surface, [unknown if index is None else index for index in known])
-        return self._encoding(" ".join(words), ids, offsets[kept], kept)
+        return self._encoding(line, ids, offsets[kept], kept)
 
     def _known(self, word: str) -> int | None:
         try:

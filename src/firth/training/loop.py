@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from firth.config import check_types
 from firth.device import Precision, compute_dtype, computing, fast_float32
 from firth.errors import ConfigError
 from firth.protocols import Batch, BatchAt, Trainable
@@ -64,6 +65,7 @@ class Training:
     """Threads that prepare batches ahead; any number gives the same batches."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"give one budget, not several: {', '.join(given)}")

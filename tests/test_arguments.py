@@ -1,0 +1,111 @@
+"""Wrong arguments from Python: an error of firth that says what was found and what is expected."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import firth
+from firth.errors import ConfigError, DataError
+from firth.text.languages import MultilingualCorpus
+from firth.training import Training
+
+EXAMPLES = [firth.Example(texts=(f"text {i}",), label="ab"[i % 2], row=i) for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_run) -> firth.LanguageModel:
+    return firth.load(tiny_run)
+
+
+@pytest.mark.parametrize("text", [None, float("nan"), 3, ["a", None], [["a"]]])
+@pytest.mark.parametrize("use", ["embed", "hidden_states", "score", "logits"])
+def test_what_is_no_text_is_named(lm, use, text):
+    with pytest.raises(DataError, match="expected a string or a list of words"):
+        getattr(lm, use)(["Some text.", text])
+
+
+def test_what_is_no_text_is_named_by_vocabularies_of_words(papers):
+    tokenizer = firth.Tokenizer.train(papers, kind="word", vocab_size=300)
+    for text in (None, ["a", None]):
+        with pytest.raises(DataError, match="expected a string or a list of words"):
+            tokenizer.encode_batch([text])
+
+
+def test_texts_that_can_be_read_once_are_refused(lm):
+    with pytest.raises(ConfigError, match="expected a list of texts, found a generator"):
+        lm.embed(text for text in ["one", "two"])
+    array = np.array(["one", "two"])  # or a column of a table
+    np.testing.assert_array_equal(lm.embed(array), lm.embed(["one", "two"]))
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "message"),
+    [
+        (firth.Classification(), [None], "expected a string or a list of words"),
+        (firth.Classification(text_pair="b"), [None], "pairs of texts"),
+        (firth.Tagging(), [None], "expected a list of words or a string, found None"),
+    ],
+)
+def test_predicting_names_what_is_no_text(lm, task, texts, message):
+    labels = [e.label if task.unit == "sequence" else (e.label,) for e in EXAMPLES]
+    first = ("text",) if task.unit == "sequence" else (("word",),)
+    own = first * 2 if getattr(task, "text_pair", None) else first
+    examples = [firth.Example(texts=own, label=label, row=i) for i, label in enumerate(labels)]
+    how = firth.Frozen(epochs=1, min_steps=1, restarts=0)
+    adapted = firth.adapt(lm, task, examples, how)
+    with pytest.raises((ConfigError, DataError), match=message):
+        adapted.predict(texts)
+    with pytest.raises(DataError, match=r"example 1 is .* \(tuple\), expected a firth.Example"):
+        adapted.evaluate([examples[0], ("text", "a")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train": [("text", "a")] * 30}, r"example 0 is .* \(tuple\), expected a firth.Example"),
+        ({"dev": [("text", "a")] * 30}, r"example 0 is .* \(tuple\), expected a firth.Example"),
+        ({"adaptation": firth.FineTuning}, "adaptation is FineTuning, expected one of"),
+        ({"adaptation": "frozen"}, "adaptation is 'frozen', .*firth.Frozen()"),
+        ({"task": firth.Classification}, "task is Classification, .*firth.Classification()"),
+        ({"task": "tagging"}, "task is 'tagging', .*firth.Tagging()"),
+    ],
+)
+def test_adapting_names_what_it_does_not_take(lm, arguments, message):
+    given = {"task": firth.Classification(), "train": EXAMPLES, "adaptation": None, "dev": None}
+    with pytest.raises((ConfigError, DataError), match=message):
+        firth.adapt(lm, **{**given, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        (firth.Frozen, {"task_network": "LSTM"}, "Frozen.task_network is 'LSTM'; known: .*bilstm"),
+        (firth.Frozen, {"layers": "middle"}, "Frozen.layers is 'middle', expected 'all' or 'last'"),
+        (firth.FineTuning, {"epochs": "3"}, "FineTuning.epochs is '3', expected float or None"),
+        (firth.GradualUnfreezing, {"precision": "fp16"}, "GradualUnfreezing.precision is 'fp16'"),
+        (firth.Decoding, {"beams": 2.5}, "Decoding.beams is 2.5, expected int"),
+        (Training, {"precision": "fp16"}, "Training.precision is 'fp16'"),
+    ],
+)
+def test_settings_of_another_type_are_named(make, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**settings)
+
+
+def test_numbers_of_numpy_are_settings(lm):
+    how = firth.FineTuning(epochs=np.float64(1), batch_size=np.int64(8), lr=np.float32(1e-3))
+    assert dataclasses.asdict(how)["batch_size"] == 8
+
+
+def test_a_precision_that_is_none_is_refused_before_the_model_is_read(tiny_run, tmp_path):
+    with pytest.raises(ConfigError, match="precision is 'fp16', expected auto, bfloat16 or flo"):
+        firth.load(tiny_run, precision="fp16")
+
+
+def test_pretraining_names_what_it_does_not_take(tmp_path):
+    corpus = firth.Corpus.from_texts(["a text"])
+    with pytest.raises(ConfigError, match=r"the recipe is 'bert', expected .*firth.recipe"):
+        firth.pretrain("bert", corpus, tmp_path)
+    with pytest.raises(ConfigError, match=r"the text of de is a list; expected a firth.Corpus"):
+        MultilingualCorpus.of({"de": ["Ein Text."], "en": ["A text."]})
