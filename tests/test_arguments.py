@@ -1,12 +1,14 @@
 """Wrong arguments from Python: an error of firth that says what was found and what is expected."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 
 import firth
-from firth.errors import ConfigError, DataError
+from firth.errors import ConfigError, DataError, DivergedError
+from firth.objectives import MaskedLM
 from firth.text.languages import MultilingualCorpus
 from firth.training import Training
 
@@ -85,12 +87,35 @@ def test_adapting_names_what_it_does_not_take(lm, arguments, message):
         (firth.FineTuning, {"epochs": "3"}, "FineTuning.epochs is '3', expected float or None"),
         (firth.GradualUnfreezing, {"precision": "fp16"}, "GradualUnfreezing.precision is 'fp16'"),
         (firth.Decoding, {"beams": 2.5}, "Decoding.beams is 2.5, expected int"),
+        (firth.Decoding, {"top_p": 0.9}, "top_k and top_p choose what is sampled from"),
+        (firth.Decoding, {"top_k": 9}, "top_k and top_p choose what is sampled from"),
+        (firth.Decoding, {"length_penalty": 2.0}, "length_penalty is about beam search"),
+        (MaskedLM, {"rate": 0.0}, "MaskedLM.rate is 0, so nothing is predicted"),
+        (Training, {"minutes": 0.0}, "Training.minutes is 0.0, expected a number above 0"),
+        (Training, {"epochs": float("inf")}, "Training.epochs is inf, expected a number above 0"),
+        (Training, {"steps": 0}, "Training.steps is 0, expected at least 1"),
         (Training, {"precision": "fp16"}, "Training.precision is 'fp16'"),
     ],
 )
 def test_settings_of_another_type_are_named(make, settings, message):
     with pytest.raises(ConfigError, match=message):
         make(**settings)
+
+
+def test_what_is_learned_is_said_and_doubted(lm, caplog):
+    how = firth.Frozen(epochs=1, min_steps=1, restarts=0)
+    with caplog.at_level("INFO", logger="firth"):
+        firth.adapt(lm, firth.Classification(), EXAMPLES, how)
+    assert "2 labels: a, b" in caplog.messages
+    assert "is this the column of the labels?" not in caplog.text
+    caplog.clear()
+    odd = [dataclasses.replace(one, label=f"text {i:02}") for i, one in enumerate(EXAMPLES)]
+    with caplog.at_level("INFO", logger="firth"), contextlib.suppress(DivergedError):
+        firth.adapt(lm, firth.Classification(), odd, how)
+    listed = ", ".join(f"text {i:02}" for i in range(12))
+    assert f"24 labels: {listed} and 12 more" in caplog.messages
+    assert "24 labels in 24 examples" in caplog.text
+    assert "is this the column of the labels?" in caplog.text
 
 
 def test_numbers_of_numpy_are_settings(lm):

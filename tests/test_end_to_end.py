@@ -404,7 +404,7 @@ def test_a_corpus_without_text_is_said_to_be_empty(tmp_path, name):
     (tmp_path / name).write_text("" if name == "empty.txt" else " \n\n\t\n")
     result = run(*training(tmp_path / name, tmp_path / "run", steps=1))
     assert result.code == 3
-    assert "there is no text in 1 files" in result.err
+    assert f"there is no text in {tmp_path / name}" in result.err
 
 
 @pytest.mark.parametrize(
@@ -966,6 +966,8 @@ def test_inspect(story, fine_tuned):
     adapted = strict_json(good("inspect", fine_tuned, "--json"))
     assert adapted["adaptation"] == "FineTuning"
     assert [one["seed"] for one in adapted["seeds"]] == [0, 1]
+    assert adapted["task"] == "Classification"
+    assert adapted["labels"] == ", ".join(firth.load(fine_tuned).task.labels)
     table = good("inspect", fine_tuned)
     assert "seeds\tseed\taccuracy\tmacro_f1\tmcc\tsteps\tdegenerate\n\t0\t0." in table
     assert "{" not in table

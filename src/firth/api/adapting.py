@@ -30,6 +30,8 @@ from firth.tasks.classification import Classification
 logger = logging.getLogger(__name__)
 
 
+_SHOWN = 12
+"""Labels that are listed."""
 _FEW = 0.01
 """Share of texts that may be cut without a word of it."""
 
@@ -157,8 +159,21 @@ def _seed_result(fitted: Fitted) -> SeedResult:
 
 def _with_labels(task: AnyTask, train: Sequence[Example], dev: Sequence[Example]) -> AnyTask:
     """The task with the labels of both parts; a rare one may be in dev alone."""
-    values = isinstance(task, Classification) and task.kind == "regression"
-    return task.fit_labels(train if values else [*train, *dev])
+    if isinstance(task, Classification) and task.kind == "regression":
+        return task.fit_labels(train)
+    examples = [*train, *dev]
+    task = task.fit_labels(examples)
+    labels = task.labels
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    logger.info("%d labels: %s%s", len(labels), ", ".join(labels[:_SHOWN]), more)
+    if task.unit == "sequence" and len(labels) > len(examples) / 2:
+        logger.warning(
+            "%d labels in %d examples: most are in one example alone, so there is little to learn; "
+            "is this the column of the labels?",
+            len(labels),
+            len(examples),
+        )
+    return task
 
 
 def _network(lm: LanguageModel, task: AnyTask, adaptation: Adaptation, seed: int) -> AdaptedNetwork:

@@ -231,9 +231,11 @@ class LanguageModel:
         """
         self.require_context("fill")
         if not self.fills:
+            other = isinstance(self.model, SourceToTarget)
             raise UnsupportedError(
-                "fill needs a masked language model, and this one writes from left to right; let "
-                "it continue the text instead, with generate"
+                "fill needs a masked language model, and this one "
+                f"{'writes texts for others' if other else 'writes from left to right'}; let it "
+                f"{'write' if other else 'continue the text'} instead, with generate"
             )
         single = isinstance(texts, str)
         encodings = self.encode([texts] if single else list(texts))

@@ -15,7 +15,7 @@ from firth.api.continuing import copy_weights, own_tokenizer
 from firth.api.language_model import LanguageModel, show_words
 from firth.api.model_card import is_recurrent, model_card
 from firth.api.run_directory import begin, keep_recipe, only_writer, read_recipe, refuse_foreign
-from firth.api.static_training import train_static
+from firth.api.static_training import check_word_vectors, train_static
 from firth.api.training_text import (
     AnyCorpus,
     TrainingText,
@@ -108,6 +108,8 @@ def pretrain(
     if valid is not None:
         check_corpus(recipe, valid)
         check_languages(corpus, valid)
+    if isinstance(recipe.objective, WordContext):
+        check_word_vectors(recipe, corpus)
     run = Path(output)
     ranks, torch_device = _join(recipe, device)
     with only_writer(run) if ranks.first else nullcontext():

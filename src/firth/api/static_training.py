@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from firth import __version__
-from firth.api.training_text import TrainingText
+from firth.api.training_text import AnyCorpus, TrainingText
 from firth.atomic import need_space, write_directory, write_text
 from firth.device import peak_memory
 from firth.errors import CheckpointError, ConfigError, DivergedError, Interrupted
@@ -25,6 +25,7 @@ from firth.interop.huggingface import save_model
 from firth.models import Static, StaticConfig
 from firth.objectives import GloVe
 from firth.recipes import Recipe
+from firth.text.languages import MultilingualCorpus
 from firth.text.shards import Shards
 from firth.text.tokenizers import Tokenizer
 from firth.training import checkpoint
@@ -78,14 +79,13 @@ def train_static(
         keep: called with the recipe once its budget is a number of steps.
 
     Raises:
-        ConfigError: for settings that do not fit word vectors.
         DivergedError: if the loss is no finite number.
         Interrupted: after Ctrl-C or SIGTERM, once the stretch in progress is learned and all saved.
     """
-    source = _source(text["train"])
+    source = text["train"].shards
+    assert isinstance(source, Shards)
     tokenizer = Tokenizer.load(run)
     threads = torch.get_num_threads()
-    _check(recipe)
     assert isinstance(recipe.model, StaticConfig)
     learning = learner(
         recipe.objective,  # type: ignore[arg-type]
@@ -126,16 +126,17 @@ def words_of(tokenizer: Tokenizer) -> list[str | None]:
     return [None if index in special else tokenizer.token(index) for index in ids]
 
 
-def _source(text: TrainingText) -> Shards:
-    if not isinstance(text.shards, Shards):
+def check_word_vectors(recipe: Recipe, corpus: AnyCorpus) -> None:
+    """Refuses what word vectors cannot be trained with, before any text is read.
+
+    Raises:
+        ConfigError: for text of several languages, or settings that do not fit word vectors.
+    """
+    if isinstance(corpus, MultilingualCorpus):
         raise ConfigError(
             "word vectors are of one language each: train a run for every language, and align them "
             "(firth.inference.bilingual)"
         )
-    return text.shards
-
-
-def _check(recipe: Recipe) -> None:
     glove, outputs = isinstance(recipe.objective, GloVe), recipe.model.outputs  # type: ignore[union-attr]
     if recipe.tokenizer.kind not in ("word", "whitespace"):
         raise ConfigError(

@@ -55,15 +55,23 @@ or configuration, 3 data, 4 diverged or degenerate, 5 out of memory or disk, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _main(arguments)
+    except BrokenPipeError:  # the reader (head, say) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, VERBS))
         lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
-        print(HELP.format(verbs="\n".join(lines)))
+        print(HELP.format(verbs="\n".join(lines)), flush=True)
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from firth import __version__
 
-        print(f"firth {__version__}")
+        print(f"firth {__version__}", flush=True)
         return 0
     verb = arguments[0]
     if verb not in VERBS:
@@ -83,14 +91,13 @@ def _run(verb: str, arguments: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader (head, say) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (MemoryError, RuntimeError) as error:  # torch has RuntimeErrors for this
         if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         print(f"firth {verb}: out of memory; try a smaller batch or model", file=sys.stderr)
         return 5
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(f"firth {verb}: {error}", file=sys.stderr)
         return 5 if error.errno == errno.ENOSPC else 1

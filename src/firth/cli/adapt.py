@@ -3,13 +3,13 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from firth.adaptation import FineTuning, Frozen, GradualUnfreezing
+from firth.adaptation import ADAPTATIONS, FineTuning, Frozen, GradualUnfreezing
 from firth.api import AdaptedModel, LanguageModel, load
 from firth.api import adapt as adapt_model
 from firth.api.adapted import RECORD, AnyTask
@@ -77,6 +77,7 @@ class Options:
 
 def adapt(arguments: Sequence[str]) -> None:
     """Runs the verb."""
+    _check_order(arguments)
     options = parse(Options, arguments, "adapt")
     _check_output(Path(options.output), options.overwrite)
     lm = load(options.model, device=options.device)
@@ -107,6 +108,22 @@ def adapt(arguments: Sequence[str]) -> None:
         print(json.dumps(result, ensure_ascii=False))
     else:
         _print(adapted, result.get("test", {}), options.output)
+
+
+def _check_order(arguments: Sequence[str]) -> None:
+    """Says of an option that stands behind the adaptation, and is not the adaptation's, where to
+    put it.
+    """
+    chosen = next((place for place, word in enumerate(arguments) if word in ADAPTATIONS), None)
+    if chosen is None:
+        return
+    name = arguments[chosen]
+    own = {one.name for one in fields(ADAPTATIONS[name])}
+    for word in arguments[chosen + 1 :]:
+        option = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        general = word.startswith("--") and option in {one.name for one in fields(Options)}
+        if (general and option not in own) or word == "-o":
+            raise ConfigError(f"{word} is no option of {name}; put it before {name}")
 
 
 def _check_output(path: Path, overwrite: bool) -> None:

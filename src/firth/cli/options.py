@@ -9,7 +9,8 @@ from typing import Any
 import tyro
 
 from firth.errors import ConfigError, DataError
-from firth.text.files import Statistics, read_text
+from firth.tasks.tables import read_rows
+from firth.text.files import Statistics, file_format, read_text
 
 
 def parse(options: Any, arguments: Sequence[str], verb: str) -> Any:
@@ -44,15 +45,37 @@ def take_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return others, found
 
 
-def read_lines(path: str) -> list[str]:
-    """The lines of a text file (`-`: of stdin), empty ones kept, so that rows stay aligned."""
+def read_lines(path: str, column: str | None = None) -> list[str]:
+    """The lines of a text file (`-`: of stdin), empty ones kept, so that rows stay aligned.
+
+    Args:
+        path: the file.
+        column: of tables, the column that holds the texts; None where only lines are read.
+
+    Raises:
+        DataError: if there is no such file, or it is a table and no column is read.
+    """
     if path == "-":
         text = _stdin()
     elif not Path(path).is_file():
-        raise DataError(f"{path}: no such file")
+        what = "a folder, expected a file" if Path(path).is_dir() else "no such file"
+        raise DataError(f"{path}: {what}")
+    elif (kind := file_format(Path(path))[0]) not in ("", ".txt"):
+        if column is None:
+            raise DataError(f"{path}: a {kind} file, expected a text a line (.txt)")
+        return _cells(path, column)
     else:
         text = "".join(read_text(Path(path), "strict", Statistics()))
     return text.removesuffix("\n").split("\n") if text else []
+
+
+def _cells(path: str, column: str) -> list[str]:
+    texts = []
+    for row, (text,) in read_rows(path, [column]):
+        if not isinstance(text, str):
+            raise DataError(f"{path}: row {row}: {column!r} is {text!r}, expected a string")
+        texts.append(text)
+    return texts
 
 
 def _stdin() -> str:

@@ -94,6 +94,8 @@ def pretrain(arguments: Sequence[str]) -> None:
         raise ConfigError("no text was given: firth pretrain RECIPE FILES... -o RUN")
     if options.valid_target is not None and not options.valid:
         raise ConfigError(f"--valid-target {options.valid_target} needs --valid, its sources")
+    if options.target is not None and options.valid and options.valid_target is None:
+        raise ConfigError("--valid needs --valid-target too: what its lines become")
     prepare_process(options.threads)
     valid = _corpus(options.valid, options.valid_target, options) if options.valid else None
     command = shlex.join(["firth", "pretrain", *arguments])

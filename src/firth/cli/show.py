@@ -162,7 +162,9 @@ def _adaptation(record: dict[str, Any]) -> dict[str, Any]:
         | {"degenerate": one["degenerate"]}
         for one in record["seeds"]
     ]
-    return {"adaptation": record["adaptation"]["type"], "seeds": seeds}
+    task = record["task"]
+    facts = {"task": task["type"], "labels": ", ".join(task["labels"]) or "numbers"}
+    return {**facts, "adaptation": record["adaptation"]["type"], "seeds": seeds}
 
 
 def demo(arguments: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from firth.api import LanguageModel, load
 from firth.atomic import need_writable
 from firth.cli.options import parse, print_rows, read_lines
 from firth.errors import ConfigError
+from firth.inference.embedding import Layers
 from firth.inference.generation import Decoding
 from firth.protocols import ABSENT
 
@@ -24,13 +25,15 @@ class Embed:
 
     model: tyro.conf.Positional[str]
     file: tyro.conf.Positional[str]
-    """A text a line; - for stdin."""
+    """A text a line (.txt, or - for stdin), or a .csv, .tsv or .jsonl file with a text a row."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """A .npy file; for words and tokens NAME.units.tsv says what each row is."""
     unit: Literal["sentence", "word", "token"] = "sentence"
-    layers: tuple[int, ...] = (-1,)
-    """Layers to keep: 0 is the embedding output, -1 the last."""
+    layers: tuple[int, ...] | Literal["all"] = (-1,)
+    """Layers to keep: 0 is the embedding output, -1 the last; or all."""
     pooling: Literal["mean", "max", "first", "last"] = "mean"
+    column: str = "text"
+    """Column of the texts in tables: a name, or a number counted from 1."""
     split: bool = False
     """Take white space as the word boundary: the file is tokenised already."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -59,7 +62,9 @@ class ScoreTexts:
 
     model: tyro.conf.Positional[str]
     file: tyro.conf.Positional[str] = "-"
-    """A text a line; - for stdin."""
+    """A text a line (.txt, or - for stdin), or a .csv, .tsv or .jsonl file with a text a row."""
+    column: str = "text"
+    """Column of the texts in tables: a name, or a number counted from 1."""
     within_word: bool = False
     """Of a masked model: hide the rest of a token's word too (Kauf & Ivanova 2023)."""
     pseudo: bool = False
@@ -105,10 +110,11 @@ def embed(arguments: Sequence[str]) -> None:
         begins[units] = _UNITS.encode()
     _check_outputs(begins, inputs=(options.file, options.model))
     model = _load(options.model, options.device, options.precision)
-    lines = read_lines(options.file)
+    lines = read_lines(options.file, options.column)
     texts = [line.split() for line in lines] if options.split else lines
-    one = len(options.layers) == 1
-    layers = options.layers[0] if one else options.layers
+    layers: Layers = options.layers
+    if len(options.layers) == 1:
+        (layers,) = options.layers
     found = model.embed(texts, unit=options.unit, layers=layers, pooling=options.pooling)
     if options.unit == "sentence":
         _write(target, found)
@@ -196,7 +202,7 @@ def score(arguments: Sequence[str]) -> None:
     options = parse(ScoreTexts, arguments, "score")
     model = _load(options.model, options.device)
     how = {"within_word": options.within_word, "pseudo": options.pseudo}
-    scores = model.score(read_lines(options.file), **how)
+    scores = model.score(read_lines(options.file, options.column), **how)
     rows = []
     for one in scores:
         perplexity = one.perplexity if one.tokens else None

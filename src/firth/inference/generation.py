@@ -55,6 +55,13 @@ class Decoding:
             raise ConfigError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
         if not 0 < self.repetition_penalty < math.inf:
             raise ConfigError(f"repetition_penalty is {self.repetition_penalty}, expected over 0")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise ConfigError(
+                "top_k and top_p choose what is sampled from, and without a temperature nothing "
+                "is: set it, for instance to 1.0, or leave them out"
+            )
+        if self.length_penalty != 1 and self.beams == 1:
+            raise ConfigError("length_penalty is about beam search: set beams, or leave it out")
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError("beam search does not sample: leave temperature at 0, or beams at 1")
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from firth.inference.forward import Engine
 from firth.inference.generation import Decoding, continuations
-from firth.inference.scoring import fill
+from firth.inference.scoring import fill, token_text
 from firth.protocols import Encoding, Tokenizer
 
 
@@ -18,7 +18,7 @@ def filled_blanks(
     for ids in texts:
         at = int(rng.integers(len(ids)))
         questions.append(_with_blank(tokenizer, ids, at))
-        answers.append(tokenizer.token(int(ids[at])))
+        answers.append(token_text(tokenizer, int(ids[at])))
     found = fill(engine, tokenizer, questions, 3)
     return [
         _one_line(

@@ -25,6 +25,7 @@ class Filled:
     """A candidate for a blank."""
 
     token: str
+    """As text; what goes on with a word begins with ## where the vocabulary marks it so."""
     probability: float
     text: str
     """The text with the blank filled in."""
@@ -110,14 +111,20 @@ def fill(
     for chosen, _, best in engine.run([e.ids for e in encodings], compute):
         for owner, p, ids in zip(*(part.tolist() for part in best), strict=True):
             which = int(chosen[owner])
-            place = len(found[which])
+            place, text = len(found[which]), encodings[which]
             found[which].append(
                 [
-                    Filled(tokenizer.token(i), q, _filled(tokenizer, encodings[which], place, i))
+                    Filled(token_text(tokenizer, i), q, _filled(tokenizer, text, place, i))
                     for q, i in zip(p, ids, strict=True)
                 ]
             )
     return found
+
+
+def token_text(tokenizer: Tokenizer, index: int) -> str:
+    """A token as text, and not as the bytes or marks of word boundaries its vocabulary has."""
+    text = tokenizer.decode([index], special_tokens=True)
+    return text.strip() or (repr(text) if text else tokenizer.token(index))
 
 
 def _filled(tokenizer: Tokenizer, encoding: Encoding, place: int, token: int) -> str:

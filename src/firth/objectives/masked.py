@@ -54,6 +54,8 @@ class MaskedLM:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"MaskedLM.{name} is {value}, expected a share between 0 and 1")
+        if not (self.rate or self.final_rate):
+            raise ConfigError("MaskedLM.rate is 0, so nothing is predicted; expected more than 0")
         if self.mask_share + self.random_share > 1:
             raise ConfigError("MaskedLM: mask_share and random_share add up to more than 1")
 

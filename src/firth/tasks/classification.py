@@ -327,6 +327,6 @@ def _check_first_row(path: str | Path, labels: Sequence[tuple[str, ...]]) -> Non
     if len(counts) > 2 and tuple(first) == labels[0]:
         raise ConfigError(
             f"{path}: row 1 looks like the names of the columns: its label {first[0]!r} is in no "
-            "other row, every other label in several; set header=True (--header True) if so, "
-            "header=False if not"
+            "other row, every other label in several; set header=True if so, header=False "
+            "if not (`firth adapt --header True` or False)"
         )

@@ -148,8 +148,8 @@ def _looks_like_header(
     if labelled and len(others) > 1 and min(others.values()) > 1:
         raise ConfigError(
             f"{path}: row 1 looks like the names of the columns: its tag {first[tags]!r} is in no "
-            "other row, every other tag in several; set header=True (--header True) if so, "
-            "header=False if not"
+            "other row, every other tag in several; set header=True if so, header=False "
+            "if not (`firth adapt --header True` or False)"
         )
     return False
 

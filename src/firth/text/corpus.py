@@ -232,15 +232,18 @@ class Corpus:
 
     def _empty_side(self, num_documents: int) -> DataError:
         if not num_documents:
-            where = f"in {len(self.files)} files" if self.files else "among the texts given"
+            first, more = next(iter(self.files), None), len(self.files) - 1
+            others = f" and {more} more files" if more > 0 else ""
+            where = f"in {first}{others}" if first else "among the texts given"
             return DataError(f"there is no text {where}, but white space at most; check the files")
         part = self.parts[-1]
         share = part.valid if part.side == "valid" else 1 - part.valid
         return DataError(
             f"none of {num_documents} documents fell into the {part.side} part, which should get "
-            f"{share:.3g} of them; choose another share (valid={part.valid}) or seed "
-            f"({part.seed}), have smaller documents (documents='block' or 'line'), or give the "
-            "validation text in files of its own"
+            f"{share:.3g} of them; have smaller documents (documents='line' or 'block'; on the "
+            "command line --documents line), give the validation text in files of its own "
+            f"(--valid FILE), or choose another share than {part.valid} (--data.valid 0.1) or "
+            f"another seed than {part.seed}"
         )
 
 

@@ -247,10 +247,15 @@ def read_text(path: Path, errors: str, statistics: Statistics) -> Iterator[str]:
 
 
 def _invalid_byte(path: Path, error: UnicodeDecodeError, offset: int) -> DataError:
+    if not offset + error.start and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return DataError(
+            f"{path}: begins as UTF-16, expected UTF-8; convert the file (for instance "
+            "`iconv -f utf-16 -t utf-8`)"
+        )
     before = error.object[max(0, error.start - 24) : error.start].decode(errors="ignore")
     return DataError(
         f"{path}: byte {offset + error.start} is 0x{error.object[error.start]:02x} "
         f"(after {before!r}), expected UTF-8; convert the file (for instance "
-        "`iconv -f latin1 -t utf-8`); a corpus can also be read with errors='replace' (--errors "
-        "replace), which puts U+FFFD and counts"
+        "`iconv -f latin1 -t utf-8`); to pre-train on it, a corpus can also be read with "
+        "errors='replace' (`firth pretrain --errors replace`), which puts U+FFFD and counts"
     )

@@ -70,8 +70,10 @@ class Training:
         if len(given) > 1:
             raise ConfigError(f"give one budget, not several: {', '.join(given)}")
         for name in given:
-            if getattr(self, name) <= 0 or (name == "steps" and getattr(self, name) < 1):
-                raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 1")
+            value, least = getattr(self, name), 1 if name in ("steps", "tokens") else 0
+            if not least <= value < math.inf or value == 0:
+                expected = f"at least {least}" if least else "a number above 0"
+                raise ConfigError(f"Training.{name} is {value}, expected {expected}")
         for name in ("clip", "seed", "workers", "nonmonotone"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 0")
