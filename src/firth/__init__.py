@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from firth.api import AdaptedModel, LanguageModel, adapt, load, pretrain
     from firth.errors import FirthError
     from firth.inference.generation import Decoding
+    from firth.protocols import Example
     from firth.recipes import Recipe, recipe
     from firth.tasks import Classification, Tagging
     from firth.text.corpus import Corpus
