@@ -1,6 +1,7 @@
 """What the command line says of commands that cannot be meant so, and of files of other kinds."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -126,6 +127,16 @@ def test_an_encoder_decoder_is_told_from_a_decoder(tables, said, papers):
     code, _, err = said("fill", tables / "t5", "A [MASK].")
     assert code == 2
     assert "this one writes texts for others; let it write instead, with generate" in err
+
+
+def test_a_call_leaves_no_logging_behind(tiny_run, tables, said):
+    logger = logging.getLogger("firth")
+    before = logger.handlers[:], logger.level
+    for _ in range(2):  # each says it on its own stderr
+        command = ("pretrain", "bert", tables / "a.txt", "-o", tables / "run", "--steps", "1")
+        _, _, err = said(*command, "--data.valid", "0.5", "--size", "tiny", "--start", tiny_run)
+        assert "--size: no effect" in err
+    assert (logger.handlers, logger.level) == before
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

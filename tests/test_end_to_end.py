@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import io
 import json
-import logging
 import os
 import re
 import shlex
@@ -55,7 +54,6 @@ def strict_json(text: str) -> dict:
 def run(*arguments: object, stdin: str | bytes = "", error: type = io.StringIO) -> Result:
     """`firth ARGUMENTS`, in this process."""
     out, err = io.StringIO(), error()
-    logger = logging.getLogger("firth")
     before = sys.stdin
     sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode() if isinstance(stdin, str) else stdin))
     try:
@@ -65,8 +63,6 @@ def run(*arguments: object, stdin: str | bytes = "", error: type = io.StringIO) 
         code = stop.code if isinstance(stop.code, int) else 0
     finally:
         sys.stdin = before
-        logger.handlers.clear()  # they hold this call's stderr
-        logger.setLevel(logging.NOTSET)
     return Result(code, out.getvalue(), err.getvalue())
 
 

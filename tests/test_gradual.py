@@ -1,6 +1,5 @@
 """ULMFiT's fine-tuning: what is frozen when, rates of groups and of steps, concat pooling."""
 
-import logging
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -29,15 +28,6 @@ from firth.training import Schedule
 HOW = GradualUnfreezing(lr=2e-3, batch_size=8, precision="float32")
 TASK = Classification(labels=("mt", "other"))
 LOW = "body.embeddings.tokens.weight"
-
-
-@pytest.fixture(autouse=True)
-def no_handlers():
-    """The command line logs to the stderr of its call, which is gone after the test."""
-    yield
-    logger = logging.getLogger("firth")
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import logging
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -34,15 +33,6 @@ from firth.text.tokenizers import Tokenizer
 
 SENTENCE = ("The", "tagger", "tags", "words", ".")
 TAGS = ("DET", "NOUN", "VERB", "NOUN", "PUNCT")
-
-
-@pytest.fixture(autouse=True)
-def no_handlers():
-    """The command line logs to the stderr of its call, which is gone after the test."""
-    yield
-    logger = logging.getLogger("firth")
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")

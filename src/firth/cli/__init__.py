@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from firth.config import suggest
 from firth.errors import FirthError
@@ -81,9 +82,9 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
-    _log_to_stderr()
     try:
-        getattr(importlib.import_module(VERBS[verb][0]), verb)(arguments)
+        with _logging_to_stderr():
+            getattr(importlib.import_module(VERBS[verb][0]), verb)(arguments)
         sys.stdout.flush()
         return 0
     except FirthError as error:
@@ -96,16 +97,19 @@ def _run(verb: str, arguments: list[str]) -> int:
             raise
         print(f"firth {verb}: out of memory; try a smaller batch or model", file=sys.stderr)
         return 5
-    except BrokenPipeError:
+    except BrokenPipeError:  # an OSError that is none here
         raise
     except OSError as error:
         print(f"firth {verb}: {error}", file=sys.stderr)
         return 5 if error.errno == errno.ENOSPC else 1
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    """The log goes to stderr, unless the calling program has it go elsewhere."""
     logger = logging.getLogger("firth")
     if logger.handlers:
+        yield
         return
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -115,4 +119,10 @@ def _log_to_stderr() -> None:
 
         handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
     logger.addHandler(handler)
+    level = logger.level
     logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
