@@ -126,7 +126,7 @@ def test_an_encoder_decoder_is_told_from_a_decoder(tables, said, papers):
     assert not lm.fills
     code, _, err = said("fill", tables / "t5", "A [MASK].")
     assert code == 2
-    assert "this one writes texts for others; let it write instead, with generate" in err
+    assert "this one writes texts for others; use generate instead" in err
 
 
 def test_a_call_leaves_no_logging_behind(tiny_run, tables, said):

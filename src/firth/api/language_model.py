@@ -233,9 +233,8 @@ class LanguageModel:
         if not self.fills:
             other = isinstance(self.model, SourceToTarget)
             raise UnsupportedError(
-                "fill needs a masked language model, and this one "
-                f"{'writes texts for others' if other else 'writes from left to right'}; let it "
-                f"{'write' if other else 'continue the text'} instead, with generate"
+                "fill needs a masked language model, and this one writes "
+                f"{'texts for others' if other else 'left to right'}; use generate instead"
             )
         single = isinstance(texts, str)
         encodings = self.encode([texts] if single else list(texts))
@@ -344,7 +343,7 @@ class LanguageModel:
         """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read.
 
         Raises:
-            ConfigError: if it holds an adapted model, or without `overwrite` any other.
+            ConfigError: if it holds an adapted model, or without `overwrite` any model.
         """
         path = Path(directory)
         refuse_to_overwrite(path, "config.json", overwrite=overwrite)
