@@ -137,9 +137,10 @@ def _check_options(options: Evaluate) -> None:
         options.limit is not None or options.within_word or options.pseudo
     ):
         raise ConfigError("--limit, --within-word and --pseudo are about pairs; add --suite")
-    if options.target is None and (options.beams != 1 or options.outputs is not None):
-        raise ConfigError("--beams and --outputs are about written texts; add --target")
-    if options.outputs is not None:
+    if options.target is None:
+        if options.beams != 1 or options.outputs is not None:
+            raise ConfigError("--beams and --outputs are about written texts; add --target")
+    elif options.outputs is not None:
         need_writable(options.outputs, inputs=(options.file, options.target))
     if options.length_penalty != 1.0 and options.beams == 1:
         raise ConfigError("--length-penalty is about beam search; add --target and --beams")
