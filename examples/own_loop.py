@@ -44,5 +44,5 @@ after = mean_loss(model, objective, batches, 2, training)
 unigram = unigram_entropy(shards.token_counts)
 print(f"loss {before:.3f} before, {after:.3f} after; unigram {unigram:.3f} nats")
 
-firth.LanguageModel(model.eval(), tokenizer).save("runs/own-loop")
+firth.LanguageModel(model.eval(), tokenizer).save("runs/own-loop", overwrite=True)
 print([guess.token for guess in firth.load("runs/own-loop").fill("We [MASK] a model.")])

@@ -8,9 +8,9 @@ import pytest
 
 import firth
 from firth.errors import ConfigError, DataError, DivergedError
-from firth.objectives import MaskedLM
+from firth.objectives import Hybrid, MaskedLM
 from firth.text.languages import MultilingualCorpus
-from firth.training import Training
+from firth.training import Muon, Training
 
 EXAMPLES = [firth.Example(texts=(f"text {i}",), label="ab"[i % 2], row=i) for i in range(24)]
 
@@ -94,6 +94,16 @@ def test_adapting_names_what_it_does_not_take(lm, arguments, message):
         (Training, {"minutes": 0.0}, "Training.minutes is 0.0, expected a number above 0"),
         (Training, {"epochs": float("inf")}, "Training.epochs is inf, expected a number above 0"),
         (Training, {"steps": 0}, "Training.steps is 0, expected at least 1"),
+        (
+            firth.Decoding,
+            {"top_k": 9, "beams": 3},
+            "beam search does not sample: leave temperature",
+        ),
+        (firth.FineTuning, {"lr": float("nan")}, "lr is nan, expected a number above 0"),
+        (firth.FineTuning, {"epochs": float("inf")}, "epochs is inf, expected a number above 0"),
+        (firth.FineTuning, {"batch_size": 8.5}, "FineTuning.batch_size is 8.5, expected int"),
+        (MaskedLM, {"rate": "0.1"}, "MaskedLM.rate is '0.1', expected float"),
+        (Hybrid, {"rate": 0, "final_rate": 0}, "Hybrid.rate is 0.0, so nothing is predicted"),
         (Training, {"precision": "fp16"}, "Training.precision is 'fp16'"),
     ],
 )
@@ -110,22 +120,34 @@ def test_what_is_learned_is_said_and_doubted(lm, caplog):
     assert "is this the column of the labels?" not in caplog.text
     caplog.clear()
     odd = [dataclasses.replace(one, label=f"text {i:02}") for i, one in enumerate(EXAMPLES)]
+    numbers = [dataclasses.replace(one, label=i % 2) for i, one in enumerate(EXAMPLES)]
+    firth.adapt(lm, firth.Classification(labels=(0, 1)), numbers, how)  # labels of any type
+    caplog.clear()
     with caplog.at_level("INFO", logger="firth"), contextlib.suppress(DivergedError):
         firth.adapt(lm, firth.Classification(), odd, how)
     listed = ", ".join(f"text {i:02}" for i in range(12))
     assert f"24 labels: {listed} and 12 more" in caplog.messages
-    assert "24 labels in 24 examples" in caplog.text
+    assert "24 of 24 labels are in one example alone" in caplog.text
     assert "is this the column of the labels?" in caplog.text
 
 
-def test_numbers_of_numpy_are_settings(lm):
-    how = firth.FineTuning(epochs=np.float64(1), batch_size=np.int64(8), lr=np.float32(1e-3))
-    assert dataclasses.asdict(how)["batch_size"] == 8
+def test_numbers_of_numpy_are_settings(lm, tmp_path):
+    how = firth.Frozen(
+        epochs=np.float64(1), batch_size=np.int64(8), lr=np.float32(1e-3), min_steps=1.0
+    )
+    assert [type(getattr(how, n)) for n in ("epochs", "batch_size", "lr", "min_steps")] == [
+        *(float, int, float, int)
+    ]
+    firth.adapt(lm, firth.Classification(), EXAMPLES, how).save(tmp_path)
+    assert firth.load(tmp_path).adaptation.batch_size == 8
+    training = Training(optimizer={"type": "Muon"}, tokens=1e6)
+    assert isinstance(training.optimizer, Muon)
+    assert type(training.tokens) is int
 
 
-def test_a_precision_that_is_none_is_refused_before_the_model_is_read(tiny_run, tmp_path):
+def test_a_precision_that_is_none_is_refused_before_the_model_is_read(tmp_path):
     with pytest.raises(ConfigError, match="precision is 'fp16', expected auto, bfloat16 or flo"):
-        firth.load(tiny_run, precision="fp16")
+        firth.load(tmp_path / "nothing there", precision="fp16")
 
 
 def test_pretraining_names_what_it_does_not_take(tmp_path):

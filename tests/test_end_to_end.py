@@ -685,6 +685,7 @@ def test_what_cannot_be_written_is_said_before_the_work(tiny_run, tables, fine_t
         ("embed", tiny_run, lines, "-o", file),
         ("evaluate", tiny_run, lines, "--target", lines, "--outputs", tmp_path),
         ("evaluate", tiny_run, lines, "--target", file, "--outputs", file),
+        ("evaluate", tiny_run, lines, "--target", file, "--outputs", tiny_run / "config.json"),
     ):
         result = run(*arguments)
         assert result.code == 2, (arguments, result.err)
@@ -963,7 +964,9 @@ def test_inspect(story, fine_tuned):
     assert adapted["adaptation"] == "FineTuning"
     assert [one["seed"] for one in adapted["seeds"]] == [0, 1]
     assert adapted["task"] == "Classification"
-    assert adapted["labels"] == ", ".join(firth.load(fine_tuned).task.labels)
+    labels = firth.load(fine_tuned).task.labels
+    assert adapted["labels"] == list(labels)
+    assert "\t".join(["labels", *labels]) in good("inspect", fine_tuned)
     table = good("inspect", fine_tuned)
     assert "seeds\tseed\taccuracy\tmacro_f1\tmcc\tsteps\tdegenerate\n\t0\t0." in table
     assert "{" not in table

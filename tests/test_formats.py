@@ -376,6 +376,10 @@ class TestRows:
         with pytest.raises(DataError, match=message):
             read_back(name, rows, text_column=column)
 
+    def test_a_row_that_ends_early_keeps_its_text(self):
+        content = "id\ttext\tnote\n1\ta b\n \n2\tc d\tx\n"
+        assert read_back("a.tsv", content) == ["a b", "c d"]
+
     def test_a_column_by_a_number_as_one_writes_it(self):
         assert read_back("a.csv", "a,x\nb,y\n", text_column=1) == ["a", "b"]
         with pytest.raises(DataError, match=r"row 1: there is no column '3'"):

@@ -276,10 +276,16 @@ def test_the_command_line(wiki_run, shared, tmp_path, capsys):
     folder = str(tmp_path / "sets")
     assert main(["evaluate", str(wiki_run), folder, "--suite", "word-similarity"]) == 0
     assert "two\t2\t0\tundefined\n" in capsys.readouterr().out
-    (tmp_path / "notes.txt").write_text("my own notes\n")
-    assert main(["export", str(wiki_run), str(tmp_path / "notes.txt")]) == 2
-    assert "notes.txt is there already and holds no word vectors" in capsys.readouterr().err
-    assert (tmp_path / "notes.txt").read_text() == "my own notes\n"
+    for notes in ("my own notes\n", "Chapter 1\nIt was late.\n", "1 2\n3\n", "7 8 9\n"):
+        (tmp_path / "notes.txt").write_text(notes)
+        assert main(["export", str(wiki_run), str(tmp_path / "notes.txt")]) == 2
+        assert "notes.txt is there already and holds no word vectors" in capsys.readouterr().err
+        assert (tmp_path / "notes.txt").read_text() == notes
+    for vectors in ("", "the 1 2\nof 3 4\n", "1 2\nthe 3 4\n"):
+        (tmp_path / "v.txt").write_text(vectors)
+        assert main(["export", str(wiki_run), str(tmp_path / "v.txt")]) == 0
+    assert main(["export", str(tmp_path / "v.txt"), str(tmp_path / "v.txt")]) == 2
+    assert "v.txt is what is read" in capsys.readouterr().err
     for name in ("v.vec", "v.bin", "v.bin", "v.vec"):  # such a file may be replaced
         assert main(["export", str(wiki_run), str(tmp_path / name)]) == 0
     words, vectors = read_word_vectors(tmp_path / "v.vec")

@@ -150,13 +150,17 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def check_types(config: Any) -> None:
     """Refuses a dataclass that was built with values its fields do not take.
 
+    Those that are of another type and mean the same, such as numpy's numbers, are put as the fields
+    have them, also into a frozen one: so they are written as what they are read as.
+
     Raises:
         ConfigError: naming the field, what it holds and what it takes.
     """
     cls = type(config)
     for name, hint in typing.get_type_hints(cls).items():
         if typing.get_origin(hint) is not typing.ClassVar:
-            _convert(hint, getattr(config, name), f"{cls.__name__}.{name}")
+            value = _convert(hint, getattr(config, name), f"{cls.__name__}.{name}")
+            object.__setattr__(config, name, value)
 
 
 def suggest(word: str, known: typing.Iterable[str]) -> str:
@@ -186,8 +190,11 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         return origin(_convert(inner, item, f"{place}[{i}]") for i, item in enumerate(value))
     elif origin is dict and isinstance(value, Mapping):
         return {key: _convert(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
-    elif hint is int and isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
+    elif hint is int and isinstance(value, Real) and not isinstance(value, bool):
+        if isinstance(value, Integral) or float(value).is_integer():
+            return int(value)
+    elif hint is bool and type(value).__name__ == "bool":  # numpy's, too
+        return bool(value)
     elif hint is float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     elif hint is Path and isinstance(value, (str, Path)):

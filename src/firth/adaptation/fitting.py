@@ -1,6 +1,7 @@
 """Training one adapted network: best weights on dev kept, degenerate runs noticed."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,10 +71,10 @@ def check_settings(adaptation: object) -> None:
         expected = None
         if value is None:
             continue
-        if name in _LEAST and value < _LEAST[name]:
+        if name in _LEAST and not _LEAST[name] <= value < math.inf:
             expected = f"at least {_LEAST[name]}"
-        elif name in _MORE_THAN_ZERO and value <= 0:
-            expected = "more than 0"
+        elif name in _MORE_THAN_ZERO and not 0 < value < math.inf:
+            expected = "a number above 0"
         elif name == "dropout" and not 0 <= value < 1:
             expected = "a share, at least 0 and below 1"
         if expected:

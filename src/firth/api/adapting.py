@@ -1,6 +1,7 @@
 """`adapt`: teaching a language model a task, for several seeds."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -162,18 +163,21 @@ def _with_labels(task: AnyTask, train: Sequence[Example], dev: Sequence[Example]
     if isinstance(task, Classification) and task.kind == "regression":
         return task.fit_labels(train)
     examples = [*train, *dev]
-    task = task.fit_labels(examples)
-    labels = task.labels
+    fitted = task.fit_labels(examples)
+    labels = fitted.labels
     more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
-    logger.info("%d labels: %s%s", len(labels), ", ".join(labels[:_SHOWN]), more)
-    if task.unit == "sequence" and len(labels) > len(examples) / 2:
-        logger.warning(
-            "%d labels in %d examples: most are in one example alone, so there is little to learn; "
-            "is this the column of the labels?",
-            len(labels),
-            len(examples),
-        )
-    return task
+    logger.info("%d labels: %s%s", len(labels), ", ".join(map(str, labels[:_SHOWN])), more)
+    if isinstance(task, Classification) and task.kind == "single" and not task.labels:
+        counts = Counter(example.label for example in examples)
+        once = sum(count == 1 for count in counts.values())
+        if once > len(counts) / 2:
+            logger.warning(
+                "%d of %d labels are in one example alone, so there is little to learn of them; "
+                "is this the column of the labels?",
+                once,
+                len(counts),
+            )
+    return fitted
 
 
 def _network(lm: LanguageModel, task: AnyTask, adaptation: Adaptation, seed: int) -> AdaptedNetwork:

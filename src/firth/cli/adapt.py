@@ -77,8 +77,12 @@ class Options:
 
 def adapt(arguments: Sequence[str]) -> None:
     """Runs the verb."""
-    _check_order(arguments)
-    options = parse(Options, arguments, "adapt")
+    try:
+        options = parse(Options, arguments, "adapt")
+    except SystemExit as stop:
+        if stop.code:
+            _explain_order(arguments)
+        raise
     _check_output(Path(options.output), options.overwrite)
     lm = load(options.model, device=options.device)
     if not isinstance(lm, LanguageModel):
@@ -110,13 +114,17 @@ def adapt(arguments: Sequence[str]) -> None:
         _print(adapted, result.get("test", {}), options.output)
 
 
-def _check_order(arguments: Sequence[str]) -> None:
+def _explain_order(arguments: Sequence[str]) -> None:
     """Says of an option that stands behind the adaptation, and is not the adaptation's, where to
     put it.
+
+    Raises:
+        ConfigError: if there is one.
     """
-    chosen = next((place for place, word in enumerate(arguments) if word in ADAPTATIONS), None)
-    if chosen is None:
+    places = [place for place, word in enumerate(arguments) if word in ADAPTATIONS]
+    if not places:
         return
+    chosen = places[-1]
     name = arguments[chosen]
     own = {one.name for one in fields(ADAPTATIONS[name])}
     for word in arguments[chosen + 1 :]:

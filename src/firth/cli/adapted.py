@@ -13,6 +13,7 @@ from firth.cli.options import parse, print_rows, read_lines
 from firth.cli.suites import SimilaritySuite, evaluate_suite, print_report
 from firth.cli.texts import evaluate_texts
 from firth.errors import ConfigError
+from firth.interop.files import MODEL_FILES
 from firth.protocols import Example
 from firth.tasks.classification import Classification
 from firth.tasks.columns import looks_like_columns
@@ -141,7 +142,8 @@ def _check_options(options: Evaluate) -> None:
         if options.beams != 1 or options.outputs is not None:
             raise ConfigError("--beams and --outputs are about written texts; add --target")
     elif options.outputs is not None:
-        need_writable(options.outputs, inputs=(options.file, options.target))
+        own = [str(Path(options.model) / name) for name in (*MODEL_FILES, "tokenizer.json")]
+        need_writable(options.outputs, inputs=(options.file, options.target, *own))
     if options.length_penalty != 1.0 and options.beams == 1:
         raise ConfigError("--length-penalty is about beam search; add --target and --beams")
 

@@ -55,6 +55,8 @@ def read_lines(path: str, column: str | None = None) -> list[str]:
     Raises:
         DataError: if there is no such file, or it is a table and no column is read.
     """
+    if column not in (None, "text") and file_format(Path(path))[0] in ("", ".txt"):
+        raise ConfigError(f"{path}: --column {column} is about tables; leave it out for lines")
     if path == "-":
         text = _stdin()
     elif not Path(path).is_file():
@@ -72,9 +74,9 @@ def read_lines(path: str, column: str | None = None) -> list[str]:
 def _cells(path: str, column: str) -> list[str]:
     texts = []
     for row, (text,) in read_rows(path, [column]):
-        if not isinstance(text, str):
+        if not isinstance(text, str | None):
             raise DataError(f"{path}: row {row}: {column!r} is {text!r}, expected a string")
-        texts.append(text)
+        texts.append(text or "")
     return texts
 
 

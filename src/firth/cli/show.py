@@ -95,7 +95,9 @@ def inspect(arguments: Sequence[str]) -> None:
         print(_json(facts))
         return
     for name, value in facts.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and not isinstance(value[0], dict):
+            print("\t".join([name, *map(str, value)]))
+        elif isinstance(value, list):
             print("\t".join([name, *value[0]]))
             for row in value:
                 print("\t".join(["", *map(_cell, row.values())]))
@@ -163,8 +165,9 @@ def _adaptation(record: dict[str, Any]) -> dict[str, Any]:
         for one in record["seeds"]
     ]
     task = record["task"]
-    facts = {"task": task["type"], "labels": ", ".join(task["labels"]) or "numbers"}
-    return {**facts, "adaptation": record["adaptation"]["type"], "seeds": seeds}
+    facts = {"task": task["type"]}
+    labels = {"labels": task["labels"]} if task["labels"] else {}
+    return {**facts, **labels, "adaptation": record["adaptation"]["type"], "seeds": seeds}
 
 
 def demo(arguments: Sequence[str]) -> None:

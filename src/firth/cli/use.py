@@ -143,7 +143,7 @@ def _check_outputs(begins: Mapping[Path, bytes], inputs: Sequence[str]) -> None:
         if not path.is_file():
             continue
         with path.open("rb") as file:
-            known = file.read(len(begin)) == begin
+            known = file.read(len(begin)) in (begin, b"")
         if not known:
             raise ConfigError(f"{path} is there already and holds no vectors; choose another name")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import tyro
 
 from firth.api import LanguageModel, load
+from firth.atomic import need_writable
 from firth.cli.options import parse
 from firth.errors import ConfigError
 
@@ -23,6 +24,7 @@ class Export:
 def export(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Export, arguments, "export")
+    need_writable(options.file, inputs=(options.model,))
     model = load(options.model, device="cpu")
     if not isinstance(model, LanguageModel):
         raise ConfigError(f"{options.model} is an adapted model; give the run it came from")

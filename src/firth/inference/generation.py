@@ -55,6 +55,10 @@ class Decoding:
             raise ConfigError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
         if not 0 < self.repetition_penalty < math.inf:
             raise ConfigError(f"repetition_penalty is {self.repetition_penalty}, expected over 0")
+        if self.beams > 1 and (self.temperature or self.top_k or self.top_p < 1):
+            raise ConfigError(
+                "beam search does not sample: leave temperature, top_k and top_p out, or beams at 1"
+            )
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             raise ConfigError(
                 "top_k and top_p choose what is sampled from, and without a temperature nothing "
@@ -62,8 +66,6 @@ class Decoding:
             )
         if self.length_penalty != 1 and self.beams == 1:
             raise ConfigError("length_penalty is about beam search: set beams, or leave it out")
-        if self.beams > 1 and self.temperature > 0:
-            raise ConfigError("beam search does not sample: leave temperature at 0, or beams at 1")
 
 
 @dataclass

@@ -29,6 +29,7 @@ class Filled:
     probability: float
     text: str
     """The text with the blank filled in."""
+    token_id: int
 
 
 _CHUNK_SCORES = 1 << 24
@@ -114,7 +115,7 @@ def fill(
             place, text = len(found[which]), encodings[which]
             found[which].append(
                 [
-                    Filled(token_text(tokenizer, i), q, _filled(tokenizer, text, place, i))
+                    Filled(token_text(tokenizer, i), q, _filled(tokenizer, text, place, i), i)
                     for q, i in zip(p, ids, strict=True)
                 ]
             )
@@ -122,8 +123,13 @@ def fill(
 
 
 def token_text(tokenizer: Tokenizer, index: int) -> str:
-    """A token as text, and not as the bytes or marks of word boundaries its vocabulary has."""
+    """A token as text, and not as the bytes or marks of word boundaries its vocabulary has.
+
+    Part of a character is as the vocabulary has it.
+    """
     text = tokenizer.decode([index], special_tokens=True)
+    if "\ufffd" in text:
+        return tokenizer.token(index)
     return text.strip() or (repr(text) if text else tokenizer.token(index))
 
 

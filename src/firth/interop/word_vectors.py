@@ -7,7 +7,6 @@
 """
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,13 +28,18 @@ def is_vector_file(path: Path) -> bool:
 
 
 def begins_as_vectors(path: Path) -> bool:
-    """Whether the first line of a file is that of word vectors: "V D", or a word and numbers."""
+    """Whether a file begins as word vectors do: "V D", or a word and the first numbers; or is
+    empty.
+    """
     with path.open("rb") as file:
-        _, *numbers = file.readline(1 << 20).split() or [b""]
+        first, second = (file.readline(1 << 20).split() for _ in range(2))
+    if len(first) == 2 and all(cell.isdigit() for cell in first):
+        return _is_binary(path) or len(second) == int(first[1]) + 1
     try:
-        return bool(numbers) and all(math.isfinite(float(number)) for number in numbers)
+        numbers = [float(number) for line in (first, second) for number in line[1:]]
     except ValueError:
         return False
+    return not first or (len(first) == len(second) > 2 and len(numbers) == 2 * len(first) - 2)
 
 
 def write_word_vectors(path: str | Path, words: Sequence[str], vectors: np.ndarray) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from firth.config import check_types
 from firth.errors import ConfigError
 from firth.objectives.masked import ordinary_ids
 from firth.objectives.prediction import cross_entropy
@@ -46,10 +47,17 @@ class Hybrid:
     """What its perplexity is about."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("causal_share", "final_causal_share", "rate", "final_rate", "random_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"Hybrid.{name} is {value}, expected a share between 0 and 1")
+        causal = {self.causal_share, self.final_causal_share} <= {1.0, None}
+        if not (self.rate or self.final_rate or causal):
+            raise ConfigError(
+                f"Hybrid.rate is {self.rate}, so nothing is predicted in sequences with blanks; "
+                "expected more than 0, or causal_share=1"
+            )
 
     def for_validation(self) -> "Hybrid":
         """Left to right alone, so that its perplexity is a causal model's."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from firth.config import check_types
 from firth.errors import ConfigError
 from firth.objectives.prediction import cross_entropy
 from firth.objectives.spans import runs_of, word_order_by_spans
@@ -50,6 +51,7 @@ class MaskedLM:
     units: Units = "token"
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("rate", "final_rate", "mask_share", "random_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -105,7 +105,7 @@ class Classification:
                     "list); where the model is of pairs, replace its task by one with text_pair set"
                 )
             return Example(texts=(text,))
-        if not isinstance(text, (tuple, list)) or len(text) != 2:
+        if isinstance(text, str) or not hasattr(text, "__len__") or len(text) != 2:
             raise ConfigError("this task is about pairs of texts: give (first, second) for each")
         return Example(texts=tuple(text))
 

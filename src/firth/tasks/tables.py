@@ -167,8 +167,8 @@ def _select(
         if len(cells) != len(names):
             raise DataError(
                 f"{path}: row {number}: {len(cells)} cells, expected {len(names)} as in the first "
-                "row; correct the row, or set quotes='standard' if the file encloses cells in "
-                "quotes, quotes='literal' if quote characters are ordinary text in it"
+                "row; correct the row, or read the file with quotes='standard' if it encloses "
+                "cells in quotes, quotes='literal' if they are ordinary text (adapt --quotes)"
             )
     if header is None:
         header = any(column_number(column) is None for column in columns)

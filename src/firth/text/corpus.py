@@ -95,7 +95,7 @@ class Corpus:
             documents: the unit of .txt files: ``"auto"``, ``"file"``, ``"block"`` or ``"line"``.
             text_column: the column (or key) of tables that holds the text; null there is empty. A
                 number that is no column's name, such as 2, counts the columns of .csv and .tsv
-                files without header from 1. All rows of such files must have as many cells as the
+                files without header from 1. No row of such files may have more cells than the
                 first.
             errors: ``"strict"``, or ``"replace"`` to put U+FFFD for bytes that are not UTF-8.
             drop_duplicates: leave out documents whose text came before; this takes about 100 bytes

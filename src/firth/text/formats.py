@@ -252,13 +252,15 @@ def _table(path: Path, rows: Iterator[list[str]], column: str) -> Iterator[str]:
         check_separator(path, SEPARATORS[file_format(path)[0]].join(header))
         raise _no_column(path, 1, column, header)
     for row, cells in enumerate(rows, start=first):
-        if len(cells) == len(header):
+        if index < len(cells) <= len(header):
             yield cells[index]
-        elif cells not in ([], [""]):
+        elif any(map(str.strip, cells)):
+            advice = "correct or remove the row"
+            if len(cells) > len(header):
+                advice += " (commas of a text are in double quotes in .csv, in .tsv it has no tabs)"
             raise DataError(
                 f"{path}: row {row}: found {len(cells)} cells in {_excerpt(cells)}, expected "
-                f"{len(header)} as in the first row; correct the row (in .csv a text with commas "
-                "stands in double quotes, in .tsv no text holds a tab)"
+                f"{len(header)} as in the first row; {advice}"
             )
 
 
