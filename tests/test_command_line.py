@@ -85,6 +85,15 @@ def test_an_option_behind_the_adaptation_is_told_its_place(option, tiny_run, tab
     assert f"{option} is no option of finetune; put it before finetune" in err
 
 
+def test_names_may_be_those_of_adaptations(tiny_run, tables, said, monkeypatch):
+    monkeypatch.chdir(tables)
+    rows = "".join(f"text {i}\t{'ab'[i % 2]}\n" for i in range(24))
+    (tables / "gradual.tsv").write_text("frozen\tlabel\n" + rows)
+    options = ("--text", "frozen", "--label", "label")
+    how = ("frozen", "--epochs", "1", "--restarts", "0")
+    assert said("adapt", tiny_run, "gradual.tsv", "-o", "frozen", *options, *how)[0] in (0, 4)
+
+
 def test_one_text_cannot_be_held_out(tables, said):
     (tables / "one.txt").write_text("A single text.\nOf two short lines.\n")
     command = ("pretrain", "bert", tables / "one.txt", "-o", tables / "run", "--steps", "1")
