@@ -144,7 +144,7 @@ def test_a_call_leaves_no_logging_behind(tiny_run, tables, said):
     for _ in range(2):  # each says it on its own stderr
         command = ("pretrain", "bert", tables / "a.txt", "-o", tables / "run", "--steps", "1")
         _, _, err = said(*command, "--data.valid", "0.5", "--size", "tiny", "--start", tiny_run)
-        assert "--size: no effect" in err
+        assert "--size: no effect but on the learning rate" in err
     assert (logger.handlers, logger.level) == before
 
 

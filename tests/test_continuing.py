@@ -84,7 +84,9 @@ def test_settings_that_a_start_overrules_are_named(tiny_run, papers, tmp_path, c
     for name, value in QUICK.items():
         command += [f"--{name}", str(value)]
     assert main([*command, "--documents", "block"]) == 0
-    assert "--size, --model.num_layers: no effect" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--size: no effect but on the learning rate" in said
+    assert "--model.num_layers: no effect" in said
 
 
 def test_rows_beyond_the_tokenizer_are_kept(tiny_run, corpus, tmp_path):

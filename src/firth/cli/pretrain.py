@@ -182,13 +182,15 @@ def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
         chosen = chosen.with_settings(read_toml(options.config), where=options.config)
     flags = {f"training.{name}": getattr(options, name) for name in BUDGETS}
     given = {path: value for path, value in flags.items() if value is not None}
-    idle = [f"--{name}" for name in ("size", "vocab") if getattr(options, name) is not None]
+    idle = [] if options.vocab is None else ["--vocab"]
     idle += [
         f"--{path}"
         for path in settings
         if path.startswith("tokenizer.")
         or (path.startswith("model.") and not is_own(path.removeprefix("model.")))
     ]
+    if options.start is not None and options.size is not None:
+        logger.warning("--size: no effect but on the learning rate, the shape is that of --start")
     if options.start is not None and idle:
         logger.warning("%s: no effect, shape and tokenizer are those of --start", ", ".join(idle))
     return chosen.with_settings({**given, **settings})
