@@ -390,7 +390,7 @@ def test_budgets():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("clip", -1), ("seed", -1), ("workers", -1), ("nonmonotone", -1), ("average", 1.0),
+    [("clip", -1.0), ("seed", -1), ("workers", -1), ("nonmonotone", -1), ("average", 1.0),
      ("average", -0.1), ("layer_decay", 0.0), ("accumulation", 0)],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(name, value):
