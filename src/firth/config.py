@@ -192,7 +192,7 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         return {key: _convert(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
     elif hint is int and isinstance(value, Real) and not isinstance(value, bool):
         if isinstance(value, Integral) or float(value).is_integer():
-            return int(value)
+            return int(value) if isinstance(value, Integral) else int(float(value))
     elif hint is bool and type(value).__name__ == "bool":  # numpy's, too
         return bool(value)
     elif hint is float and isinstance(value, Real) and not isinstance(value, bool):
