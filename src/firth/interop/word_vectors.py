@@ -174,10 +174,11 @@ def _read_binary(path: Path) -> tuple[list[str], np.ndarray]:
             )
         words.append(data[place:space].lstrip(b"\n").decode(errors="replace"))
         vectors[row] = np.frombuffer(data, "<f4", size, space + 1)
-        if not np.isfinite(vectors[row]).all():
-            raise DataError(
-                f"{path}: the vector of {words[-1]!r} (word {row + 1:,}) has numbers that are not "
-                "finite; copy or download it again, or train it anew"
-            )
         place = end
+    sums = vectors.sum(1, dtype=np.float64)  # finite where all numbers are: no float32 overflows it
+    if len(bad := np.flatnonzero(~np.isfinite(sums))):
+        raise DataError(
+            f"{path}: the vector of {words[bad[0]]!r} (word {bad[0] + 1:,}) has numbers that are "
+            "not finite; copy or download it again, or train it anew"
+        )
     return words, vectors
