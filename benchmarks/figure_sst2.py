@@ -21,6 +21,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import firth
+from firth.protocols import Example
 from firth.tasks.metrics import mean_and_interval
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,6 +55,23 @@ def accuracy(name: str, lm, task, train, dev, test, seed: int) -> float:
 METHODS = ("fine-tuned", "frozen + mix", "from scratch", "TF-IDF + logistic regression")
 
 
+def parts(data: Path) -> tuple[firth.Classification, list[Example], list[Example], list[Example]]:
+    """The task, the examples to draw training sets from, those to stop on, those to test on."""
+    task = firth.Classification(text="sentence", label="label")
+    everything = task.read(data / "train.tsv.gz")
+    test = task.read(data / "dev.tsv")
+    order = np.random.default_rng(0).permutation(len(everything))
+    dev = [everything[i] for i in order[:500]]
+    pool = [everything[i] for i in order[500:]]
+    return task.fit_labels(pool), pool, dev, test
+
+
+def drawn(pool: list[Example], size: int, seed: int) -> list[Example]:
+    """`size` training examples of a seed, or all for 0, in its order."""
+    chosen = np.random.default_rng(100 + seed).permutation(len(pool))
+    return [pool[i] for i in chosen[: size or None]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run")
@@ -67,21 +85,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.disable(logging.INFO)
     lm = firth.load(options.run)
-    task = firth.Classification(text="sentence", label="label")
-    everything = task.read(options.data / "train.tsv.gz")
-    test = task.read(options.data / "dev.tsv")
-    order = np.random.default_rng(0).permutation(len(everything))
-    dev = [everything[i] for i in order[:500]]
-    pool = [everything[i] for i in order[500:]]
-    task = task.fit_labels(pool)
+    task, pool, dev, test = parts(options.data)
     rows: dict[str, dict[str, list[float]]] = {name: {} for name in options.methods}
     for size in options.sizes:
         for name in options.methods:
             begin = time.perf_counter()
             values = []
             for seed in range(options.seeds):
-                chosen = np.random.default_rng(100 + seed).permutation(len(pool))
-                train = [pool[i] for i in chosen[: size or None]]
+                train = drawn(pool, size, seed)
                 values.append(accuracy(name, lm, task, train, dev, test, seed))
             rows[name]["all" if size == 0 else f"{size:,}"] = values
             mean, half = mean_and_interval(values)

@@ -117,6 +117,11 @@ def computing(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         yield
 
 
+def packs_float32(device: torch.device) -> bool:
+    """Whether float32 weights can be laid out for MKL beforehand, and MKL is fast on `device`."""
+    return device.type == "cpu" and _is_intel() and hasattr(torch.ops.mkl, "_mkl_linear")
+
+
 def uncompiled(function: F) -> F:
     """Keeps a function as it is where `torch.compile` compiles what calls it."""
     return torch.compiler.disable(function)  # type: ignore[return-value]
