@@ -343,7 +343,7 @@ def test_attention_learns_to_reverse_and_generation_is_teacher_forcing(name, ste
     engine = Engine.of(model, "float32", 64)
     closed = [np.array([VOCABULARY.first, *one, VOCABULARY.last]) for one in sources]
     prompts = [np.array([VOCABULARY.first])] * len(closed)
-    settings = {"last": VOCABULARY.last, "stop": lambda *_: False, "sources": closed}
+    settings = {"ends": [VOCABULARY.last], "stop": lambda *_: False, "sources": closed}
     *_, found = continuations(engine, prompts, Decoding(max_tokens=12), **settings)
     right = sum(
         one.ids == source[::-1].tolist() for one, source in zip(found, sources, strict=True)
@@ -382,7 +382,7 @@ def test_beam_search_finds_the_best_of_all_texts():
     engine, last = Engine.of(model, "float32", 64), VOCABULARY.last
     how = Decoding(max_tokens=2, beams=20, length_penalty=0.0)
     prompt = np.array([VOCABULARY.first])
-    (found,) = beam_search(engine, [prompt], how, last=last, sources=[source])
+    (found,) = beam_search(engine, [prompt], how, ends=[last], sources=[source])
     inner = [i for i in range(20) if i != last]
     texts = [*itertools.product(inner, repeat=2), (last,), *((i, last) for i in inner)]
     lengths = np.array([len(text) for text in texts])

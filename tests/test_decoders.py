@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from firth.errors import UnsupportedError
 from firth.interop.decoders import config_from_decoder, decoder_family
 from firth.interop.huggingface import load_model, save_model
 from firth.models import GPT, GPTConfig
@@ -92,6 +93,24 @@ def test_dropout_rates_that_differ_are_told(family, rates, warned, caplog):
         sizes |= {"intermediate_size": 16, "max_position_embeddings": 16, "rms_norm_eps": 1e-5}
     config_from_decoder(family, {"vocab_size": 9, **sizes, **rates}, where="x")
     assert ("dropout rates differ" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gpt2", {"is_causal": False}),
+        ("llama", {"is_causal": False}),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
+    ],
+)
+def test_settings_that_would_give_other_scores_are_refused(family, changes, tmp_path):
+    save_model(tmp_path, random_model(SHAPES[family]), vocabulary=VOCABULARY, firth={})
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | changes))
+    (key,) = changes
+    with pytest.raises(UnsupportedError, match=key):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("name", SHAPES)

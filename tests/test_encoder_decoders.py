@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import firth
@@ -46,6 +47,7 @@ SHAPES = {
         **SIZES, **T5, scale_outputs=True, distance_buckets=8, max_distance=12
     ),
     "v1.1": EncoderDecoderConfig(**SIZES, **T5, **V11),
+    "v1.1, one matrix": EncoderDecoderConfig(**SIZES, **T5, **{**V11, "tied": True}),
     "v1.1, deep decoder, wide heads": EncoderDecoderConfig(
         **SIZES, **T5, **V11, num_decoder_layers=3, head_size=10
     ),
@@ -309,6 +311,20 @@ def test_label_smoothing_is_torchs(dtype):
         assert (ours.grad.float() - theirs.grad).norm() / theirs.grad.norm() < tolerance
 
 
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_embeddings_of_a_stack_of_its_own_are_refused(stack, tmp_path):
+    save_model(tmp_path, random_model(SHAPES["v1.0"]), vocabulary=VOCABULARY, firth={})
+    tensors = load_file(tmp_path / "model.safetensors")
+    repeated = f"{stack}.embed_tokens.weight"
+    for other in (0, 1):
+        changed = {**tensors, repeated: tensors["shared.weight"] + other}
+        save_file(changed, tmp_path / "model.safetensors", {"format": "pt"})
+        if not other:
+            load_model(tmp_path)
+    with pytest.raises(UnsupportedError, match=f"{repeated} has numbers of its own"):
+        load_model(tmp_path)
+
+
 def test_settings_that_there_is_no_class_for_are_refused(tmp_path):
     save_model(tmp_path, random_model(SHAPES["v1.0"]), vocabulary=VOCABULARY, firth={})
     path = tmp_path / "config.json"
@@ -381,13 +397,13 @@ def test_generation_is_theirs(name, tmp_path):
     prompts = [np.array([VOCABULARY.first])] * len(sources)
     how, last = Decoding(max_tokens=12), VOCABULARY.last
     *_, found = continuations(
-        engine, prompts, how, last=last, stop=lambda *_: False, sources=sources
+        engine, prompts, how, ends=[last], stop=lambda *_: False, sources=sources
     )
     for one, source in zip(found, sources, strict=True):
         assert one.ids == _their_generation(theirs, torch.from_numpy(source))
     for penalty in (1.0, 0.6):
         how = Decoding(max_tokens=12, beams=4, length_penalty=penalty)
-        best = beam_search(engine, prompts[:3], how, last=last, sources=sources[:3])
+        best = beam_search(engine, prompts[:3], how, ends=[last], sources=sources[:3])
         for source, one in zip(sources[:3], best, strict=True):
             expected = _their_generation(
                 theirs, torch.from_numpy(source), num_beams=4, length_penalty=penalty

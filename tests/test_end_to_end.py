@@ -23,7 +23,7 @@ import torch
 
 import firth
 from firth.cli import VERBS, main
-from firth.errors import ConfigError
+from firth.errors import CheckpointError, ConfigError
 from firth.recipes import RECIPES
 from firth.training.tracking import read_metrics
 
@@ -383,6 +383,20 @@ def test_a_saved_model_is_replaced_only_when_asked(tiny_run, fine_tuned, tmp_pat
         assert contents(path) == before
         loaded.save(path, overwrite=True)
         assert contents(path) == before
+
+
+def test_a_record_of_other_labels_is_refused(fine_tuned, tmp_path):
+    """Another program has put its classifier into the directory since."""
+    shutil.copytree(fine_tuned, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    names = list(config["id2label"].values())[::-1]
+    config["id2label"] = dict(enumerate(names))
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"delete adaptation.json to load"):
+        firth.load(tmp_path / "model")
+    (tmp_path / "model" / "adaptation.json").unlink()
+    assert firth.load(tmp_path / "model").task.labels == tuple(names)
 
 
 def test_a_run_that_has_not_begun_can_be_inspected(tmp_path):

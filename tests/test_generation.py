@@ -26,7 +26,7 @@ def engine_of(model: GPT) -> Engine:
 
 def run(engine: Engine, prompts: list[np.ndarray], **settings):
     how = Decoding(**settings)
-    *_, found = continuations(engine, prompts, how, last=LAST, stop=lambda *_: False)
+    *_, found = continuations(engine, prompts, how, ends=[LAST], stop=lambda *_: False)
     return found
 
 
@@ -80,7 +80,7 @@ def test_beam_search_is_that_of_transformers(name, length_penalty, tmp_path):
     model = random_model(SHAPES[name])
     for prompt in PROMPTS:
         how = Decoding(max_tokens=12, beams=4, length_penalty=length_penalty)
-        ((best, *_),) = beam_search(engine_of(model), [prompt], how, last=LAST)
+        ((best, *_),) = beam_search(engine_of(model), [prompt], how, ends=[LAST])
         theirs = their_ids(model, tmp_path, prompt, num_beams=4, length_penalty=length_penalty)
         assert best.ids == theirs
 
@@ -99,7 +99,7 @@ def test_hypotheses_that_close_are_ranked_as_in_transformers(length_penalty, tmp
         for room in (4, 8):
             how = Decoding(max_tokens=room, beams=3, length_penalty=length_penalty)
             for prompt in PROMPTS:
-                ((best, *others),) = beam_search(engine_of(model), [prompt], how, last=LAST)
+                ((best, *others),) = beam_search(engine_of(model), [prompt], how, ends=[LAST])
                 settings = {"num_beams": 3, "length_penalty": length_penalty}
                 assert best.ids == their_ids(model, tmp_path, prompt, room, **settings)
                 ends.add((best.ended, *(one.ended for one in others)))
@@ -114,7 +114,7 @@ def test_wide_beams_find_the_most_probable_text():
     model = random_model(config)
     engine = engine_of(model)
     how = Decoding(max_tokens=3, beams=300, length_penalty=0.0)
-    ((best, *_),) = beam_search(engine, [np.array([5, 3])], how, last=LAST)
+    ((best, *_),) = beam_search(engine, [np.array([5, 3])], how, ends=[LAST])
     best_sum = -np.inf
     for a in range(6):
         for b in range(6):
@@ -175,7 +175,7 @@ def test_stop_and_room_end_a_text():
     wanted = whole.ids[3]
     first = whole.ids.index(wanted)
     *_, (stopped,) = continuations(
-        engine, PROMPTS[:1], how, last=LAST, stop=lambda _, ids: ids[-1] == wanted
+        engine, PROMPTS[:1], how, ends=[LAST], stop=lambda _, ids: ids[-1] == wanted
     )
     assert stopped.ids == whole.ids[: first + 1]
     assert stopped.ended == "stop"
@@ -206,10 +206,10 @@ def test_stop_ends_a_hypothesis_of_beam_search():
     """One that meets it is closed with its score, the others go on; the best of all is given."""
     engine = engine_of(random_model(SHAPES["gpt2"]))
     how = Decoding(max_tokens=8, beams=3)
-    ((free, *_),) = beam_search(engine, PROMPTS[:1], how, last=LAST)
+    ((free, *_),) = beam_search(engine, PROMPTS[:1], how, ends=[LAST])
     wanted = free.ids[3]
     (found,) = beam_search(
-        engine, PROMPTS[:1], how, last=LAST, stop=lambda _, ids: ids[-1] == wanted
+        engine, PROMPTS[:1], how, ends=[LAST], stop=lambda _, ids: ids[-1] == wanted
     )
     stopped = [one for one in found if one.ended == "stop"]
     assert stopped
@@ -217,7 +217,7 @@ def test_stop_ends_a_hypothesis_of_beam_search():
     assert all(wanted not in one.ids for one in found if one.ended != "stop")
     scores = [sum(one.log_probabilities) / (len(one.ids) + (one.ended == "end")) for one in found]
     assert scores == sorted(scores, reverse=True)
-    everything = beam_search(engine, PROMPTS[:1], how, last=LAST, stop=lambda *_: True)
+    everything = beam_search(engine, PROMPTS[:1], how, ends=[LAST], stop=lambda *_: True)
     assert [len(one.ids) for one in everything[0]] == [1, 1, 1]
 
 

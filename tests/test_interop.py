@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import firth
 from firth.errors import CheckpointError, UnsupportedError
 from firth.interop.huggingface import load_model, save_model
+from firth.models import Bert
 from tests.reference import (
     FAMILIES,
     VOCABULARY,
@@ -327,8 +328,37 @@ def test_an_output_matrix_of_its_own_is_refused(family, tmp_path):
     edit_tensors(tmp_path, lambda tensors: {**tensors, output: table.clone()})
     assert load_model(tmp_path).lm_head
     edit_tensors(tmp_path, lambda tensors: {**tensors, output: table + 1})
-    with pytest.raises(UnsupportedError, match="output matrix of its own"):
+    with pytest.raises(UnsupportedError, match="numbers of its own"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(("family", "head"), [("bert", "cls.predictions"), ("roberta", "lm_head")])
+def test_the_second_name_of_the_output_bias(family, head, tmp_path):
+    model = reference_model("MaskedLM", reference_config(family))
+    model.save_pretrained(tmp_path)
+    first, second = f"{head}.bias", f"{head}.decoder.bias"
+    bias = dict(model.named_parameters())[first].detach() + 1
+    edit_tensors(tmp_path, lambda tensors: {**tensors, second: bias})
+    with pytest.raises(UnsupportedError, match=f"{second} has numbers of its own"):
+        load_model(tmp_path)
+    edit_tensors(tmp_path, lambda tensors: {n: t for n, t in tensors.items() if n != first})
+    loaded = load_model(tmp_path).model
+    assert isinstance(loaded, Bert)
+    assert torch.equal(loaded.head.bias, bias)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [({0: 3, 1: 5}, ("3", "5")), ({1: "a", 2: "b"}, None), ({0: "a", 1: "a"}, None)],
+)
+def test_names_of_labels(names, labels, tmp_path):
+    reference_model("SequenceClassification", reference_config("bert")).save_pretrained(tmp_path)
+    edit_settings(tmp_path, id2label=names)
+    if labels is None:
+        with pytest.raises(CheckpointError, match=r"id2label is .* each number from 0 to 1"):
+            load_model(tmp_path)
+    else:
+        assert load_model(tmp_path).labels == labels
 
 
 def test_a_regression_of_several_values_is_refused(tmp_path):

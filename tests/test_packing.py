@@ -99,7 +99,7 @@ def test_generation_packs_what_it_repeats_and_writes_the_same(monkeypatch):
 
         def write(engine=engine, prompts=prompts, stop=stop, sources=sources):
             how = Decoding(max_tokens=33)
-            *_, found = continuations(engine, prompts, how, last=-1, stop=stop, sources=sources)
+            *_, found = continuations(engine, prompts, how, ends=[], stop=stop, sources=sources)
             return found
 
         monkeypatch.setattr(generation, "packed_for", lambda model, rows: model)

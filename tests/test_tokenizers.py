@@ -15,6 +15,7 @@ from firth.text.tokenizer_training import _steady, sample_documents
 from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
 from firth.text.word_cache import WordCache, literal_backend
+from tests.reference import transformers
 
 KINDS = ("wordpiece", "bpe", "unigram", "word", "whitespace")
 WHOLE_WORDS = ("word", "whitespace")
@@ -524,3 +525,34 @@ def test_added_words_are_read_in_documents_and_old_files_load(tmp_path):
     for part in (pieces["pre_tokenizer"], *pieces["pre_tokenizer"].get("pretokenizers", ())):
         part.pop("use_regex", None)
     assert len(WordCache(json.dumps(pieces)).encode(["The tide"]).ids) > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("wordpiece", {"do_lower_case": True}),
+        ("wordpiece", {"strip_accents": True}),
+        ("wordpiece", {"tokenize_chinese_chars": False}),
+        ("bpe", {"add_prefix_space": True}),
+    ],
+)
+def test_settings_beside_the_file_count_as_in_transformers(kind, settings, tmp_path, caplog):
+    """A directory whose two files disagree: `transformers` follows tokenizer_config.json."""
+    texts = ["The Ship élan 漢字 sails.", "Ünder the TIDE", "x"]
+    plain = Tokenizer.train([*texts, "the ship under"] * 3, kind, 400)
+    name = {"wordpiece": "BertTokenizer", "bpe": "GPT2Tokenizer"}[kind]
+    plain.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": name}
+    if kind == "wordpiece":
+        config |= {"do_lower_case": False, "strip_accents": False} | settings
+    path.write_text(json.dumps(config | settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = Tokenizer.load(tmp_path)
+    changed = 0
+    for text in texts:
+        ids = ours.encode(text, special_tokens=False).ids.tolist()
+        assert ids == theirs(text, add_special_tokens=False).input_ids
+        changed += ids != plain.encode(text, special_tokens=False).ids.tolist()
+    assert changed
+    assert "tokenizer_config.json says otherwise" in caplog.text

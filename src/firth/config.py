@@ -137,14 +137,17 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        ConfigError: if the file is missing or is not JSON, with the line.
+        ConfigError: if the file is missing or is not JSON, with the line, or holds no object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: found {str(found)[:40]}, expected a JSON object")
+    return found
 
 
 def check_types(config: Any) -> None:

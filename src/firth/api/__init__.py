@@ -10,9 +10,10 @@ from firth.api.word_vectors import load_word_vectors
 from firth.device import Precision, compute_dtype, pick_device, prepare_process
 from firth.errors import CheckpointError
 from firth.interop.allennlp import is_published_elmo, read_elmo
+from firth.interop.generators import GENERATORS, end_tokens
 from firth.interop.huggingface import load_model
 from firth.interop.t5 import check_decoder_start
-from firth.models import SourceToTarget
+from firth.models import LanguageModelNetwork, SourceToTarget
 from firth.text.tokenizers import Tokenizer
 
 
@@ -49,12 +50,27 @@ def load(
     loaded.model.to(pick_device(device))
     if loaded.head is not None:
         loaded.head.to(pick_device(device))
+    tokenizer = _tokenizer_of(path, loaded.model)
     if loaded.head is not None or (path / RECORD).is_file():
-        return adapted_from(loaded, path, precision)
-    tokenizer = Tokenizer.load(path)
+        return adapted_from(loaded, tokenizer, path, precision)
     if isinstance(loaded.model, SourceToTarget):
         check_decoder_start(path, tokenizer.vocabulary)
-    return LanguageModel(loaded.model, tokenizer, path, precision, loaded.firth, loaded.lm_head)
+    record = loaded.firth
+    if loaded.family in GENERATORS:
+        record = record | end_tokens(path, tokenizer.vocabulary)
+    return LanguageModel(loaded.model, tokenizer, path, precision, record, loaded.lm_head)
+
+
+def _tokenizer_of(path: Path, model: LanguageModelNetwork) -> Tokenizer:
+    """The tokenizer of a directory, which must not have more tokens than its model."""
+    tokenizer = Tokenizer.load(path)
+    size, rows = tokenizer.vocabulary.size, model.config.vocab_size
+    if size > rows and not getattr(model, "reads_words", False):
+        raise CheckpointError(
+            f"{path}: the tokenizer has {size} tokens and the model {rows}; if tokens were added, "
+            "resize the model with transformers' resize_token_embeddings, and save it"
+        )
+    return tokenizer
 
 
 __all__ = ["AdaptedModel", "LanguageModel", "adapt", "load", "pretrain"]

@@ -21,7 +21,7 @@ from firth.config import from_dict, read_json, to_dict
 from firth.device import Precision
 from firth.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from firth.inference.forward import Engine
-from firth.interop.files import refuse_to_overwrite
+from firth.interop.files import ADAPTED, TASK_NETWORK, write_model
 from firth.interop.huggingface import (
     LoadedModel,
     ProblemType,
@@ -41,11 +41,8 @@ from firth.text.tokenizers import Tokenizer
 
 AnyTask = Classification | Tagging
 
-RECORD = "adaptation.json"
+RECORD = ADAPTED
 """What is learned, how, and what each seed reached."""
-
-TASK_NETWORK = "task_network.safetensors"
-"""Mix and head, where the head is not the stock one that lies in the model's own file."""
 
 _PROBLEM_TYPES: dict[Kind, ProblemType] = {
     "single": "single_label_classification",
@@ -135,10 +132,11 @@ class AdaptedModel:
 
         Raises:
             ConfigError: if the directory holds a model that may not be replaced.
+            ResourceError: if it cannot be written; the old model is still there then.
         """
-        path = Path(directory)
-        refuse_to_overwrite(path, RECORD, overwrite=overwrite)
-        path.mkdir(parents=True, exist_ok=True)
+        write_model(Path(directory), self._write, RECORD, overwrite=overwrite)
+
+    def _write(self, path: Path) -> None:
         self.tokenizer.save(
             path,
             model_max_length=self.adaptation.max_length,
@@ -199,12 +197,13 @@ def _unstandardised(head: Head, task: AnyTask) -> Head:
     return head
 
 
-def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> AdaptedModel:
+def adapted_from(
+    loaded: LoadedModel, tokenizer: Tokenizer, path: Path, precision: Precision
+) -> AdaptedModel:
     """The adapted model of a directory whose weights are `loaded`.
 
     One that firth did not write has no record of its task: that is taken from its labels.
     """
-    tokenizer = Tokenizer.load(path)
     if not (path / RECORD).is_file():
         assert loaded.head is not None
         kinds: dict[str, Kind] = {name: kind for kind, name in _PROBLEM_TYPES.items()}
@@ -229,6 +228,7 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
     if isinstance(task, Classification):
         task = replace(task, shift=0.0, scale=1.0)  # folded into the head when it was saved
     if loaded.head is not None:
+        _check_record(path, loaded, task)
         network = AdaptedNetwork(loaded.model, loaded.head).eval()
     else:
         network = _load_network(path, loaded.model, task, adaptation)
@@ -242,12 +242,29 @@ def adapted_from(loaded: LoadedModel, path: Path, precision: Precision) -> Adapt
     )
 
 
+def _check_record(path: Path, loaded: LoadedModel, task: AnyTask) -> None:
+    """Compares the record with the model's own settings, which another program may have changed."""
+    assert loaded.head is not None
+    outputs, labels = loaded.head.out.out_features, loaded.labels
+    if outputs != task.num_outputs or (task.labels and labels != task.labels):
+        raise CheckpointError(
+            f"{path / RECORD}: the record is of the labels {', '.join(task.labels) or 'none'}, and "
+            f"config.json is of {', '.join(labels) or outputs}: the model was replaced since; "
+            f"delete {RECORD} to load the model that is there"
+        )
+
+
 def _load_network(
     path: Path, model: LanguageModelNetwork, task: AnyTask, adaptation: Adaptation
 ) -> AdaptedNetwork:
     """The network that the record describes, with the tensors of `TASK_NETWORK`."""
     network = adaptation.assemble(model, family_head(model, task, adaptation))
     network.to(next(model.parameters()).device)
+    if not (path / TASK_NETWORK).is_file():
+        raise CheckpointError(
+            f"{path}: no {TASK_NETWORK}, which {RECORD} speaks of; if another program has put its "
+            f"model there since, delete {RECORD} to load it"
+        )
     tensors = load_file(path / TASK_NETWORK)
     expected = _own_tensors(network)
     wrong = [n for n in {*tensors, *expected} if n not in tensors or n not in expected]

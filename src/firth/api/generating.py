@@ -11,6 +11,7 @@ import numpy as np
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.beam_search import beam_search
 from firth.inference.generation import Continuation, Decoding, Ended, Stop, continuations
+from firth.interop.generators import END_TOKENS
 from firth.models import AWDLSTM, Elmo, SourceToTarget
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _generate(
         return []
     part = prompts.part(places)
     ends: dict[str, Any] = {
-        "last": _closing(lm, how),
+        "ends": _closing(lm, how),
         "stop": _stops(lm, stop, how),
         "size": lm.tokenizer.vocabulary.size,
         "sources": part.sources,
@@ -100,7 +101,7 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
         lm.writer,
         prompts.ids,
         how,
-        last=_closing(lm, how),
+        ends=_closing(lm, how),
         stop=_stops(lm, stop, how),
         size=lm.tokenizer.vocabulary.size,
         sources=prompts.sources,
@@ -175,9 +176,10 @@ def _prompts(lm: LanguageModel, texts: Sequence[str], how: Decoding) -> _Prompts
     return _Prompts(found, None)
 
 
-def _closing(lm: LanguageModel, how: Decoding) -> int:
+def _closing(lm: LanguageModel, how: Decoding) -> list[int]:
     """What ends a text; the one that opens it, for a writer from right to left."""
-    return lm.tokenizer.vocabulary.first if how.backward else lm.tokenizer.vocabulary.last
+    vocabulary = lm.tokenizer.vocabulary
+    return [vocabulary.first] if how.backward else [vocabulary.last, *lm.record.get(END_TOKENS, ())]
 
 
 def _generated(

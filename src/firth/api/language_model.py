@@ -35,7 +35,7 @@ from firth.inference.minimal_pairs import (
 from firth.inference.scoring import Filled, Score, fill, score_causal, score_masked
 from firth.inference.stateful import stateful_states
 from firth.inference.word_index import WordIndex
-from firth.interop.files import refuse_to_overwrite
+from firth.interop.files import write_model
 from firth.interop.huggingface import save_model
 from firth.models import (
     AWDLSTM,
@@ -304,10 +304,7 @@ class LanguageModel:
         return report(pairs, differences, baselines, suite=suite, method=method, limit=limit)
 
     def word_similarity(self, path: str | Path, *, layer: int = -1) -> Report:
-        """Spearman's correlation of cosines with human judgements, over files of pairs of words.
-
-        Every word is a text of its own. See `firth.tasks.word_similarity.similarity_report`.
-        """
+        """Spearman's correlation of cosines with human judgements, over files of pairs of words."""
         return word_similarity(self, path, layer=layer)
 
     def save_word_vectors(self, path: str | Path) -> int:
@@ -343,14 +340,16 @@ class LanguageModel:
         """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read.
 
         Raises:
-            ConfigError: if it holds an adapted model, or without `overwrite` any model.
+            ConfigError: if it holds an adapted model or a run, or without `overwrite` any model.
+            ResourceError: if it cannot be written; the old model is still there then.
         """
-        path = Path(directory)
-        refuse_to_overwrite(path, "config.json", overwrite=overwrite)
-        path.mkdir(parents=True, exist_ok=True)
         segments, ids = self.model.config.num_segments > 1, self.tokenizer.vocabulary
-        self.tokenizer.save(path, model_max_length=self.max_length, segments=segments)
-        save_model(path, self.model, vocabulary=ids, firth=self.record, lm_head=self.lm_head)
+
+        def fill(path: Path) -> None:
+            self.tokenizer.save(path, model_max_length=self.max_length, segments=segments)
+            save_model(path, self.model, vocabulary=ids, firth=self.record, lm_head=self.lm_head)
+
+        write_model(Path(directory), fill, "config.json", overwrite=overwrite)
 
     def require_context(self, use: str) -> None:
         """Refuses a use that needs predictions from context, where the model has none."""

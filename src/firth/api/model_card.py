@@ -5,6 +5,7 @@ from typing import Any
 
 from firth import __version__
 from firth.api.training_text import TrainingText
+from firth.atomic import write_text
 from firth.models import AWDLSTMConfig, ElmoConfig, Seq2SeqConfig
 from firth.recipes import Recipe
 from firth.training.tracking import read_metrics
@@ -23,6 +24,12 @@ def _by_language(row: dict[str, Any]) -> str:
         if key.startswith(prefix)
     ]
     return f"; by language: {', '.join(found)}" if found else ""
+
+
+def keep_card(run: Path, text: str) -> None:
+    """Writes README.md, unless one is there: the user may have put the licence into it since."""
+    if not (run / "README.md").exists():
+        write_text(run / "README.md", text)
 
 
 def model_card(run: Path, recipe: Recipe, text: dict[str, TrainingText]) -> str:

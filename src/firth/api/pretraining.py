@@ -13,7 +13,7 @@ from torch import nn
 
 from firth.api.continuing import copy_weights, own_tokenizer
 from firth.api.language_model import LanguageModel, show_words
-from firth.api.model_card import is_recurrent, model_card
+from firth.api.model_card import is_recurrent, keep_card, model_card
 from firth.api.run_directory import begin, keep_recipe, only_writer, read_recipe, refuse_foreign
 from firth.api.static_training import check_word_vectors, train_static
 from firth.api.training_text import (
@@ -27,7 +27,6 @@ from firth.api.training_text import (
     some_texts,
     write_training_text,
 )
-from firth.atomic import write_text
 from firth.device import pick_device, prepare_process
 from firth.errors import ConfigError
 from firth.inference.forward import Engine
@@ -284,7 +283,7 @@ def _train_network(run: Path, recipe: Recipe, text: dict[str, TrainingText], how
         assert isinstance(trained, LanguageModelNetwork)
         record = {"recipe": recipe.name, "max_length": recipe.max_length}
         save_model(run, trained, vocabulary=vocabulary, firth=record)
-        write_text(run / "README.md", model_card(run, recipe, text))
+        keep_card(run, model_card(run, recipe, text))
 
     # The sum of a token's loss and another one does not compare with the entropy of tokens.
     one_loss = not isinstance(recipe.objective, SentencePairs | SpanBoundary)

@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from firth import __version__
+from firth.api.model_card import keep_card
 from firth.api.training_text import AnyCorpus, TrainingText
 from firth.atomic import need_space, write_directory, write_text
 from firth.device import peak_memory
@@ -288,7 +289,7 @@ def _export(job: _Job, learning: Learner, tokenizer: Tokenizer) -> None:
     learning.fill(model)
     record = {"recipe": recipe.name, "max_length": recipe.max_length}
     save_model(job.run, model, vocabulary=tokenizer.vocabulary, firth=record)
-    write_text(job.run / "README.md", _model_card(job))
+    keep_card(job.run, _model_card(job))
 
 
 def _model_card(job: _Job) -> str:

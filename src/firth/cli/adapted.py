@@ -142,7 +142,7 @@ def _check_options(options: Evaluate) -> None:
         if options.beams != 1 or options.outputs is not None:
             raise ConfigError("--beams and --outputs are about written texts; add --target")
     elif options.outputs is not None:
-        own = [str(Path(options.model) / name) for name in (*MODEL_FILES, "tokenizer.json")]
+        own = [str(Path(options.model) / name) for name in MODEL_FILES]
         need_writable(options.outputs, inputs=(options.file, options.target, *own))
     if options.length_penalty != 1.0 and options.beams == 1:
         raise ConfigError("--length-penalty is about beam search; add --target and --beams")

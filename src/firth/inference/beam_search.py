@@ -1,6 +1,6 @@
 """Beam search: the most probable text of those that a few hypotheses at a time lead to."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,13 +42,15 @@ class _Search:
     open: list[_Hypothesis] = field(default_factory=lambda: [_Hypothesis(0.0)])
     closed: list[_Hypothesis] = field(default_factory=list)
 
-    def advance(self, scores: Tensor, how: Decoding, last: int) -> list[tuple[int, int]]:
+    def advance(
+        self, scores: Tensor, how: Decoding, ends: Collection[int]
+    ) -> list[tuple[int, int]]:
         """Adds a token to each open hypothesis in the best ways.
 
         Args:
             scores: (hypotheses, V) of the next token.
             how: the settings.
-            last: the closing token.
+            ends: tokens that close a text.
 
         Returns:
             The row that each open hypothesis goes on from, and its new token; none at the end.
@@ -58,14 +60,14 @@ class _Search:
         ranked = penalised(logs, history, how.repetition_penalty).cpu().double()
         totals = torch.tensor([one.total for one in self.open], dtype=torch.float64)
         sums = (totals[:, None] + ranked).flatten()
-        best, where = sums.topk(min(2 * how.beams, len(sums)))
+        best, where = sums.topk(min((1 + max(1, len(ends))) * how.beams, len(sums)))
         now: list[_Hypothesis] = []
         went: list[tuple[int, int]] = []
         for rank, (total, place) in enumerate(zip(best.tolist(), where.tolist(), strict=True)):
             row, token = divmod(place, ranked.shape[1])
             before = self.open[row]
             values = (*before.logs, float(logs[row, token]))
-            if token == last:
+            if token in ends:
                 if rank < how.beams:
                     self.closed.append(_Hypothesis(total, before.ids, values, ended="end"))
                 continue
@@ -101,7 +103,7 @@ def beam_search(
     prompts: Sequence[np.ndarray],
     how: Decoding,
     *,
-    last: int,
+    ends: Collection[int],
     stop: Stop = lambda _prompt, _ids: False,
     size: int | None = None,
     sources: Sequence[np.ndarray] | None = None,
@@ -116,7 +118,7 @@ def beam_search(
         engine: with a decoder.
         prompts: token ids, at least one each.
         how: the number of beams, and the penalties.
-        last: the closing token.
+        ends: tokens that close a text.
         stop: closes a hypothesis early.
         size: of the tokenizer's vocabulary, where the model may have rows that no token has.
         sources: token ids of what an encoder reads, one for each prompt.
@@ -129,11 +131,11 @@ def beam_search(
     ]
     alive = searches
     while alive:
-        ends = np.cumsum([len(one.open) for one in alive])
+        borders = np.cumsum([len(one.open) for one in alive])
         rows, tokens, going = [], [], []
-        for one, end in zip(alive, ends.tolist(), strict=True):
+        for one, end in zip(alive, borders.tolist(), strict=True):
             begin = end - len(one.open)
-            went = one.advance(reader.scores[begin:end], how, last)
+            went = one.advance(reader.scores[begin:end], how, ends)
             rows += [begin + row for row, _ in went]
             tokens += [token for _, token in went]
             going += [one] if went else []

@@ -1,7 +1,7 @@
 """Generating text, greedily and by sampling, many prompts at a time."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -89,7 +89,7 @@ def continuations(
     prompts: Sequence[np.ndarray],
     how: Decoding,
     *,
-    last: int,
+    ends: Collection[int],
     stop: Stop,
     size: int | None = None,
     sources: Sequence[np.ndarray] | None = None,
@@ -104,7 +104,7 @@ def continuations(
         engine: with a decoder.
         prompts: token ids, at least one each.
         how: the choice of tokens.
-        last: the closing token.
+        ends: tokens that close a text.
         stop: ends a text early.
         size: of the tokenizer's vocabulary, where the model may have rows that no token has.
         sources: token ids of what an encoder reads, one for each prompt.
@@ -126,8 +126,8 @@ def continuations(
         chosen = choose(scores, history, uniforms, how)
         taken = logs.gather(1, chosen[:, None]).squeeze(1).tolist()
         for i, token, log in zip(alive, chosen.tolist(), taken, strict=True):
-            ends = token != last and stop(prompts[i], [*found[i].ids, token])
-            _extend(found[i], token, log, last, ends, how, room - len(prompts[i]))
+            stops = token not in ends and stop(prompts[i], [*found[i].ids, token])
+            _extend(found[i], token, log, token in ends, stops, how, room - len(prompts[i]))
         yield found
         kept = [row for row, i in enumerate(alive) if found[i].ended is None]
         alive = [alive[row] for row in kept]
@@ -136,10 +136,10 @@ def continuations(
 
 
 def _extend(
-    text: Continuation, token: int, log: float, last: int, stops: bool, how: Decoding, room: int
+    text: Continuation, token: int, log: float, ends: bool, stops: bool, how: Decoding, room: int
 ) -> None:
     text.log_probabilities.append(log)
-    if token == last:
+    if ends:
         text.ended = "end"
         return
     text.ids.append(token)

@@ -59,7 +59,7 @@ def continued_texts(
         engine,
         prompts,
         how,
-        last=vocabulary.last,
+        ends=[vocabulary.last],
         stop=lambda *_: False,
         size=vocabulary.size,
     )
@@ -79,7 +79,7 @@ def written_texts(
         engine,
         [np.array([vocabulary.first])] * len(closed),
         Decoding(max_tokens=max_tokens),
-        last=vocabulary.last,
+        ends=[vocabulary.last],
         stop=lambda *_: False,
         size=vocabulary.size,
         sources=closed,

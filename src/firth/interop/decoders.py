@@ -63,12 +63,14 @@ _FIXED: dict[str, dict[str, Any]] = {
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
+        "is_causal": True,
     },
     "llama": {
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
         "pretraining_tp": 1,
+        "is_causal": True,
     },
 }
 """Keys that have one value here; another one in a file cannot be read."""
@@ -215,10 +217,15 @@ def tell_of_rates(rates: Mapping[str, float], used: float, where: str) -> None:
 
 
 def _rotary_base(settings: Mapping[str, Any], where: str) -> float:
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    form = rope.get("rope_type", rope.get("type", "default"))
-    if form != "default":
-        raise UnsupportedError(f"{where}: scaled rotary positions ({form}); supported: 'default'")
+    rope: dict[str, Any] = {}
+    for key in ("rope_parameters", "rope_scaling"):  # where both are, the second one counts
+        rope |= (found := settings.get(key) or {})
+        form = found.get("rope_type", found.get("type", "default"))
+        if form != "default":
+            raise UnsupportedError(
+                f"{where}: {key} is of the type {form!r}; supported: 'default', positions as they "
+                "are"
+            )
     return float(rope.get("rope_theta", settings.get("rope_theta") or 10_000.0))
 
 

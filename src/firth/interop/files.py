@@ -1,6 +1,7 @@
 """Weights of a model directory: written in one step, read whole or in shards, matched by name."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -8,14 +9,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from firth.atomic import write_file
+from firth.atomic import need_writable, write_directory, write_file
 from firth.config import read_json
 from firth.errors import CheckpointError, ConfigError
 
 WEIGHTS = "model.safetensors"
 ADAPTED = "adaptation.json"
 """Only a model that was taught a task has this file."""
-MODEL_FILES = (WEIGHTS, "config.json", "recipe.json", ADAPTED)
+TASK_NETWORK = "task_network.safetensors"
+"""Mix and head of an adapted model, where the head is not the stock one in `WEIGHTS`."""
+_RUN = "recipe.json"
+"""Only a run directory has this file."""
+MODEL_FILES = (WEIGHTS, "config.json", _RUN, ADAPTED, "tokenizer.json")
+
+_OF_A_MODEL = (
+    *(WEIGHTS, f"{WEIGHTS}.index.json", "model-*.safetensors", "config.json"),
+    *(ADAPTED, TASK_NETWORK, "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "vocab.txt", "vocab.json", "merges.txt", "spiece.model"),
+    "sentencepiece.bpe.model",
+)
+"""What belongs to a model of `transformers` or ours, and is wrong beside another one."""
 
 _NAMED = 10
 """Tensors that an error names before it only counts them."""
@@ -43,16 +57,48 @@ def refuse_to_overwrite(directory: Path, own: str, *, overwrite: bool) -> None:
             or an adapted one besides, never is.
     """
     found = {name for name in MODEL_FILES if (directory / name).exists()}
-    if found and (own not in found or ADAPTED in found - {own}):
+    others = found & {ADAPTED, _RUN} - {own}
+    if found and (own not in found or others):
         raise ConfigError(
-            f"{directory} holds another model, which would be lost; choose another directory "
-            "(-o on the command line)"
+            f"{directory} holds another model ({sorted(others or found)[0]}), which would be lost; "
+            "choose another directory (-o on the command line)"
         )
     if found and not overwrite:
         raise ConfigError(
             f"{directory} holds a model already; choose another directory (-o on the command "
             "line), or replace it with overwrite=True (--overwrite)"
         )
+
+
+def write_model(
+    directory: Path, fill: Callable[[Path], None], own: str, *, overwrite: bool
+) -> None:
+    """Lets `fill` write a model's files; once all are whole they are moved to `directory`.
+
+    Files of a model that is replaced do not stay beside the new one's; other files do.
+
+    Args:
+        directory: where to; made if it is not there.
+        fill: is given the directory to write to.
+        own: the file that tells a model of this kind.
+        overwrite: one of this kind may be replaced.
+
+    Raises:
+        ConfigError: if there is a model that may not be replaced, or a file of that name.
+        ResourceError: if the files cannot be written; what was there is there then.
+    """
+    refuse_to_overwrite(directory, own, overwrite=overwrite)
+    need_writable(directory, directory=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    fresh = directory / ".new"
+    write_directory(fresh, fill)
+    for pattern in _OF_A_MODEL:
+        for old in directory.glob(pattern):
+            if not (fresh / old.name).exists():
+                old.unlink()
+    for file in fresh.iterdir():
+        os.replace(file, directory / file.name)
+    fresh.rmdir()
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firth.config import from_dict
+from firth.config import from_dict, read_json
 from firth.interop.decoders import (
     DECODERS,
     config_from_decoder,
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 GENERATORS = {**DECODERS, "t5": T5_CLASS}
 """Family (their `model_type`) to its class with a language-model head."""
+
+END_TOKENS = "end_tokens"
+"""In the record of a model: ids that close its texts, beside its tokenizer's own."""
 
 GeneratorConfig = GPTConfig | EncoderDecoderConfig
 
@@ -85,6 +88,20 @@ def read_generator(
         state = state_from_decoder(family, config, tensors, fresh, where=directory)
     model.to_empty(device="cpu").eval().load_state_dict(state)
     return model, block
+
+
+def end_tokens(directory: Path, vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """Ids that close texts by the settings of a directory, where its tokenizer does not say so.
+
+    Models of dialogues have several (Llama 3's end of a turn and end of a text).
+    """
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        if (directory / name).is_file():
+            ids = read_json(directory / name).get("eos_token_id")
+            found |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    others = sorted(found - {vocabulary.last})
+    return {END_TOKENS: others} if others else {}
 
 
 def _same(ours: GeneratorConfig, theirs: GeneratorConfig) -> bool:

@@ -21,7 +21,7 @@ from firth.atomic import write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.errors import CheckpointError, ConfigError, UnsupportedError
 from firth.interop.files import WEIGHTS, match_tensors, read_tensors, write_tensors
-from firth.interop.generators import GENERATORS, generator_form, read_generator
+from firth.interop.generators import END_TOKENS, GENERATORS, generator_form, read_generator
 from firth.interop.names import known_tensors, stock_names
 from firth.interop.stock import (
     ALIASES,
@@ -131,6 +131,8 @@ def save_model(
     settings, tensors = {"model_type": "firth"}, state
     if not own_form and loads_in_transformers(config, head, vocabulary):
         settings, tensors = _stock_form(config, state, head, vocabulary, lm_head)
+        if others := firth.get(END_TOKENS):
+            settings["eos_token_id"] = [vocabulary.last, *others]
     if head is not None:
         settings |= _label_settings(head.out.out_features, labels, problem_type)
     form = None if head is None else head_settings(head)
@@ -260,7 +262,13 @@ def load_model(directory: str | Path) -> LoadedModel:
 
 
 def _load_native(directory: Path, settings: Mapping[str, Any]) -> LoadedModel:
-    block = dict(settings["firth"])
+    block = settings.get("firth")
+    if not isinstance(block, dict) or not {"model", "head"} <= block.keys():
+        raise CheckpointError(
+            f"{directory / _CONFIG}: no block 'firth' with a model and a head, which model_type "
+            "'firth' has; write the directory again"
+        )
+    block = dict(block)
     shape = block.pop("model")
     config = from_dict(MODELS[shape["type"]][0], shape, where=str(directory / _CONFIG))
     form, lm_head = block.pop("head"), block.pop("lm_head", True)
@@ -273,7 +281,7 @@ def _load_native(directory: Path, settings: Mapping[str, Any]) -> LoadedModel:
     return LoadedModel(
         model=model,
         head=head,
-        **_read_labels(settings, head),
+        **_read_labels(settings, head, directory),
         firth=block,
         family=None,
         lm_head=lm_head,
@@ -285,7 +293,7 @@ def _load_generator(directory: Path, settings: Mapping[str, Any], family: str) -
     return LoadedModel(
         model=model,
         head=None,
-        **_read_labels(settings, None),
+        **_read_labels(settings, None, directory),
         lm_head=block.pop("lm_head", True),
         firth=block,
         family=family,
@@ -320,7 +328,7 @@ def _load_stock(directory: Path, settings: Mapping[str, Any], family: str) -> Lo
     return LoadedModel(
         model=model,
         head=head,
-        **_read_labels(settings, head),
+        **_read_labels(settings, head, directory),
         firth=block,
         family=family,
         lm_head=lm_head,
@@ -368,13 +376,21 @@ def _fill(
         head.load_state_dict({name: state[f"sequence_head.{name}"] for name in head.state_dict()})
 
 
-def _read_labels(settings: Mapping[str, Any], head: SequenceHead | None) -> dict[str, Any]:
+def _read_labels(
+    settings: Mapping[str, Any], head: SequenceHead | None, directory: Path
+) -> dict[str, Any]:
     if head is None:
         return {"labels": (), "problem_type": None}
     count = head.out.out_features
-    names = {int(i): name for i, name in (settings.get("id2label") or {}).items()}
     # transformers once left the names out where there were two of them, both without a name.
-    labels = tuple(names[i] for i in range(count)) if names else _unnamed(count)
+    names = settings.get("id2label") or dict(enumerate(_unnamed(count)))
+    by_place = {str(place): str(name) for place, name in names.items()}
+    labels = tuple(by_place.get(str(place), "") for place in range(count))
+    if len(by_place) != count or "" in labels or len(set(labels)) != count:
+        raise CheckpointError(
+            f"{directory / _CONFIG}: id2label is {names}; expected a name of its own for each "
+            f"number from 0 to {count - 1}"
+        )
     kind = settings.get("problem_type")
     kind = kind or ("regression" if count == 1 else "single_label_classification")
     values = kind == "regression" and labels == _unnamed(count)

@@ -7,7 +7,7 @@ dimension. A sequence head's modules stand under `sequence_head`.
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -112,6 +112,11 @@ _REPEATED = re.compile(
 )
 """Tensors that follow from the settings, the output matrix (the input's), a bias's second name."""
 
+_OUTPUT = re.compile(
+    r"(decoder\.weight|vocab_projector\.weight|(predictions|lm_head)\.decoder\.bias)$"
+)
+"""Those of them that files hold as parameters, so that a file may have other numbers there."""
+
 _UNUSED = re.compile(r"^roberta\.pooler\.")
 """RoBERTa's pooler, which nothing trains."""
 
@@ -152,28 +157,44 @@ def canonical_names(family: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def known_tensors(family: str, directory: Path) -> dict[str, Tensor]:
-    """The tensors by their full names, less those that repeat others or are not used."""
+    """The tensors by their full names, less those that repeat others or are not used.
+
+    Raises:
+        UnsupportedError: if an output matrix or bias is there twice, and not the same.
+    """
     tensors = read_tensors(directory)
     known, unused = {}, []
-    names = canonical_names(family, tensors)
-    _refuse_own_output(family, {full: tensors[name] for name, full in names.items()}, directory)
-    for name, full in names.items():
+    for name, full in canonical_names(family, tensors).items():
         if _UNUSED.search(full):
             unused.append(name)
         elif not _REPEATED.search(full):
             known[full] = tensors[name]
+    for name, full in canonical_names(family, tensors).items():
+        if _OUTPUT.search(full) and (original := _original(family, full)) != full:
+            refuse_another(
+                name, tensors[name], known.setdefault(original, tensors[name]), directory
+            )
     if unused:
         logger.info("%s: not used: %s", directory, ", ".join(sorted(unused)))
     return known
 
 
-def _refuse_own_output(family: str, tensors: Mapping[str, Tensor], directory: Path) -> None:
-    """Encoders here score tokens with the matrix of the embeddings alone."""
-    (embeddings,) = stock_names(family, "embeddings.tokens.weight")
-    for name, tensor in tensors.items():
-        ends = name.endswith(("decoder.weight", "vocab_projector.weight"))
-        if ends and embeddings in tensors and not torch.equal(tensor, tensors[embeddings]):
-            raise UnsupportedError(
-                f"{directory}: {name} is an output matrix of its own, and encoders here have that "
-                "of the embeddings; load the encoder alone with transformers.AutoModel, and save it"
-            )
+def _original(family: str, output: str) -> str:
+    """The tensor that an output's matrix or bias repeats."""
+    if output.endswith("bias"):
+        return output.replace(".decoder.bias", ".bias")
+    return stock_names(family, "embeddings.tokens.weight")[0]
+
+
+def refuse_another(name: str, tensor: Tensor, original: Tensor, directory: Path) -> None:
+    """Refuses a tensor that should repeat another one and does not.
+
+    Raises:
+        UnsupportedError: if it does not.
+    """
+    if tensor.shape != original.shape or not torch.equal(tensor, original):
+        raise UnsupportedError(
+            f"{directory}: {name} has numbers of its own, and models here share them with the "
+            "embeddings or the head; to keep the encoder alone, load it with "
+            "transformers.AutoModel, and save it"
+        )

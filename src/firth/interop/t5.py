@@ -10,7 +10,7 @@ from torch import Tensor
 from firth.config import read_json
 from firth.errors import CheckpointError, UnsupportedError
 from firth.interop.files import match_tensors
-from firth.interop.names import Names, expand
+from firth.interop.names import Names, expand, refuse_another
 from firth.models.encoder_decoder import EncoderDecoderConfig
 from firth.protocols import ABSENT, Vocabulary
 
@@ -90,21 +90,20 @@ _NAMES: Names = {
     "decoder.layers.*.cross.out": f"{_CROSS}.EncDecAttention.o",
 }
 
-_IDLE = ("embed_tokens.weight", ".layer.1.EncDecAttention.relative_attention_bias.weight")
+_TOKENS = "embed_tokens.weight"
+_IDLE = (_TOKENS, ".layer.1.EncDecAttention.relative_attention_bias.weight")
 """Endings of tensors that repeat others, and of a table that old files hold and nothing reads."""
 
 
 def is_t5(config: EncoderDecoderConfig) -> bool:
     """Whether `transformers` has a class that computes what this shape computes.
 
-    That is v1.0 (the output matrix is the embedding matrix, and states are scaled before it) or
-    v1.1 (neither).
+    In v1.0 the output matrix is the embedding matrix, and states are scaled before it; in v1.1
+    neither; a v1.1 that `transformers` 5 began has that matrix, and nothing is scaled.
     """
-    return (
-        all(getattr(config, name) == value for name, value in _SHAPE.items())
-        and config.tied == config.scale_outputs
-        and _feed_forward(config) is not None
-    )
+    shape = all(getattr(config, name) == value for name, value in _SHAPE.items())
+    known = shape and (config.tied or not config.scale_outputs)
+    return known and _feed_forward(config) is not None
 
 
 def _feed_forward(config: EncoderDecoderConfig) -> str | None:
@@ -124,8 +123,8 @@ def t5_settings(config: EncoderDecoderConfig, vocabulary: Vocabulary) -> dict[st
         "num_decoder_layers": config.depth[1],
         "feed_forward_proj": _feed_forward(config),
         "is_encoder_decoder": True,
-        # Their name for it; what it decides there is whether states are scaled.
         "tie_word_embeddings": config.tied,
+        "scale_decoder_outputs": config.scale_outputs,
         "n_positions": config.max_length,
         "decoder_start_token_id": vocabulary.first,
         "eos_token_id": vocabulary.last,
@@ -208,7 +207,12 @@ def state_from_t5(
 
     Raises:
         CheckpointError: if tensors are missing, unexpected or of another shape.
+        UnsupportedError: if encoder and decoder have embeddings of their own.
     """
+    for stack in ("encoder", "decoder"):
+        repeated = f"{stack}.{_TOKENS}"
+        if repeated in tensors and "shared.weight" in tensors:
+            refuse_another(repeated, tensors[repeated], tensors["shared.weight"], where)
     known = {
         name: tensor
         for name, tensor in tensors.items()

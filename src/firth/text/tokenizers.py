@@ -22,6 +22,7 @@ from firth.atomic import write_text
 from firth.errors import CheckpointError, ConfigError
 from firth.protocols import ABSENT, Encoding, Text, Vocabulary
 from firth.text.special_tokens import CONFIG_FILE, ROLES, find_vocabulary, with_opening
+from firth.text.tokenizer_settings import with_settings
 from firth.text.tokenizer_training import backend_of_words, train_backend
 from firth.text.word_cache import WordCache
 from firth.text.words import (
@@ -143,7 +144,8 @@ class Tokenizer:
             )
         tokens = _read_json(file.with_name(SPECIAL_TOKENS_FILE))
         config = {**tokens, **_read_json(file.with_name(CONFIG_FILE))}
-        return cls(file.read_text(encoding="utf-8"), config or None, where=file)
+        content = with_settings(file.read_text(encoding="utf-8"), config, where=file)
+        return cls(content, config or None, where=file)
 
     def save(
         self,
@@ -368,7 +370,7 @@ class Tokenizer:
 
     def _plain_config(self) -> dict[str, Any]:
         """What `transformers` must know to use tokenizer.json as it is."""
-        ids = {keys[0]: getattr(self._vocabulary, role) for role, keys in ROLES.items()}
+        ids = {key: getattr(self._vocabulary, role) for role, keys in ROLES.items() for key in keys}
         names = {key: self.token(index) for key, index in ids.items() if index != ABSENT}
         _, segments = self.encode_pair("a", "b")
         inputs = {"model_input_names": INPUT_NAMES} if segments.any() else {}
