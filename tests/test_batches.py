@@ -156,6 +156,20 @@ def test_buckets_hold_like_lengths_and_every_example_once():
     assert np.mean(spreads) < 1.15
 
 
+@pytest.mark.parametrize("count", [33, 97, 320, 1601, 2000])
+def test_no_example_is_alone_in_a_batch_because_it_is_long(count):
+    """A remainder would hold the longest examples, in every epoch, and count each for many."""
+    source = BucketedBatches(np.arange(1, count + 1), lambda chosen: chosen, batch_size=32, seed=0)
+    assert source.steps_per_epoch == -(-count // 32)
+    for epoch in range(2):
+        first = epoch * source.steps_per_epoch
+        batches = [source(first + i) for i in range(source.steps_per_epoch)]
+        sizes = [len(batch) for batch in batches]
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= 32
+        assert sorted(np.concatenate(batches).tolist()) == list(range(count))
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ConfigError, match="batch_tokens 8 is less than max_length 16"):
         packed(random_documents(0, 3), batch_tokens=8)

@@ -1,5 +1,6 @@
 """Training one adapted network: best weights on dev kept, degenerate runs noticed."""
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -39,8 +40,8 @@ class Fitted:
     seed: int
     steps: int
     degenerate: bool
-    """Whether the run ends in one answer for everything or is at its best with one, or its loss
-    never moved."""
+    """Whether the run ends in one answer for everything or is at its best with one, or neither its
+    loss ever moved nor its score on dev."""
 
 
 _LEAST = {
@@ -113,7 +114,7 @@ def fit(
     state: State | None = None,
     at_step: Callable[[int], None] = lambda _step: None,
 ) -> Fitted:
-    """Trains `network` in place and keeps its best weights on dev.
+    """Trains `network` in place and keeps its best weights on dev, of equal ones the last.
 
     Dev is scored twenty times a run, or after each epoch where epochs are longer; after `patience`
     scorings without improvement training stops.
@@ -137,7 +138,9 @@ def fit(
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
     best: Fitted | None = None
     losses: list[float] = []
+    found: list[float] = []
     waited, broken, collapsed = 0, False, False
+    kept: Scores = []
     for step in steps(state, objective, batches, training, total_steps=total_steps):
         if broken := not np.isfinite(step.loss):
             logger.warning("seed %d: the loss became %s", training.seed, step.loss)
@@ -149,17 +152,52 @@ def fit(
         scores = evaluate()
         report = task.evaluate(scores, dev)
         collapsed = task.degenerate(scores, dev)
-        better = best is None or report.score > best.report.score
-        best = replace(keep(report, step.step), degenerate=collapsed) if better else best
-        waited = 0 if better else waited + 1
+        waited = waited + 1 if best and report.score <= best.report.score else 0
+        if waited == 0 or _as_good(report, collapsed, best):
+            best, kept = replace(keep(report, step.step), degenerate=collapsed), scores
+        found.append(report.score)
         if waited >= patience:
             break
     if best is None:  # it broke down before the first scoring
         report = task.evaluate([np.nan_to_num(rows) for rows in evaluate()], dev)
         best = keep(report, state.step)
     network.load_state_dict(best.weights, strict=False)
-    idle = collapsed or best.degenerate or (best.steps <= every and _is_flat(losses))
+    _tell_of_dev(found, best, len(dev))
+    idle = collapsed or best.degenerate
+    if best.steps <= every and _is_flat(losses) and len(kept):
+        # By chance dev is as much as one standard error, at most, better than by one answer.
+        constant = task.evaluate(_one_answer(kept), dev).score
+        idle |= best.report.score <= constant + len(dev) ** -0.5
     return replace(best, degenerate=broken or (idle and total_steps >= _ENOUGH))
+
+
+def _as_good(report: Report, collapsed: bool, best: Fitted | None) -> bool:
+    """Whether weights are as good on dev as the best before them, and no worse otherwise.
+
+    Few examples give the same score many times, and later weights have learned more.
+    """
+    return best is None or (report.score == best.report.score and collapsed <= best.degenerate)
+
+
+def _one_answer(scores: Scores) -> Scores:
+    """The same scores for every example: their mean."""
+    if isinstance(scores, np.ndarray):
+        return np.broadcast_to(scores.mean(axis=0), scores.shape)
+    mean = np.concatenate(scores).mean(axis=0)
+    return [np.broadcast_to(mean, rows.shape) for rows in scores]
+
+
+def _tell_of_dev(found: list[float], best: Fitted, count: int) -> None:
+    """Warns where dev cannot tell weights apart."""
+    if len(found) > 2 and len(set(found)) == 1:
+        logger.warning(
+            "seed %d: dev %s was %.3f all the time, so the last weights are kept: %d dev examples "
+            "do not tell weights apart; give more of them, with all kinds of labels",
+            best.seed,
+            best.report.main,
+            found[0],
+            count,
+        )
 
 
 def _is_flat(losses: list[float]) -> bool:
@@ -182,13 +220,23 @@ def _fitted(
     return Fitted(weights=weights, report=report, seed=seed, steps=steps_done, degenerate=False)
 
 
-def with_restarts(run: Callable[[int], Fitted], seed: int, restarts: int) -> Fitted:
-    """Runs `seed`; while the result is degenerate, tries up to `restarts` other seeds instead."""
+def with_restarts(
+    run: Callable[[int], Fitted], seed: int, restarts: int, taken: set[int]
+) -> Fitted:
+    """Runs `seed`; while the result is degenerate, tries up to `restarts` other seeds instead.
+
+    Args:
+        run: what a seed gives.
+        seed: the first to try.
+        restarts: most others to try.
+        taken: seeds that are not to be tried; those that are come among them.
+    """
     fitted = run(seed)
     for attempt in range(1, restarts + 1):
         if not fitted.degenerate:
             break
-        other = seed + 1000 * attempt
+        other = next(s for s in itertools.count(seed + 1000 * attempt) if s not in taken)
+        taken.add(other)
         logger.warning(
             "seed %d gave a degenerate run (dev %s %.3f: one answer for everything, or a loss that "
             "never moved); restarting with seed %d",

@@ -36,6 +36,8 @@ class GradualUnfreezing:
     epochs: float | None = None
     """None: three after the last group is taken in, or `min_steps`, whichever is longer."""
     min_steps: int = 300
+    """With few labels these steps are many epochs, and most of them train everything: groups are
+    taken in epoch by epoch all the same."""
     batch_size: int = 32
     lr: float = 0.01
     """Peak rate of the head: the paper's, which suits AWD-LSTM; 1e-3 to 2e-3 suit Transformers."""

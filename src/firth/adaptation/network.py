@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from firth.errors import DataError
+from firth.errors import ConfigError, DataError
 from firth.inference.forward import Engine, windows
 from firth.models.heads import Head, RecurrentHead, WordHead
 from firth.models.mix import LayerMix, SequenceHead, pool, pool_words
@@ -172,6 +172,7 @@ class EncodedExamples:
             texts = [example.texts[0] for example in examples]
             return _encode_words(texts, tokenizer, max_length)
         if examples and len(examples[0].texts) == 2:
+            _leave_room(tokenizer.encode_pairs_ids([("", "")])[0][0], max_length)
             pairs = [(example.texts[0], example.texts[1]) for example in examples]
             encoded = tokenizer.encode_pairs_ids(pairs, max_length=max_length)
             ids, segments = [ids for ids, _ in encoded], [types for _, types in encoded]
@@ -217,6 +218,14 @@ class EncodedExamples:
             batch,
             words=torch.from_numpy(np.concatenate(words)),
             word_starts=torch.from_numpy(_ends(self.counts[chosen])),
+        )
+
+
+def _leave_room(special: np.ndarray, max_length: int) -> None:
+    if len(special) >= max_length:
+        raise ConfigError(
+            f"max_length is {max_length}, and a pair has {len(special)} special tokens, so that no "
+            f"text would be left; expected at least {len(special) + 1}"
         )
 
 

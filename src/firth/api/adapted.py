@@ -2,11 +2,12 @@
 
 import copy
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -142,9 +143,13 @@ class AdaptedModel:
             model_max_length=self.adaptation.max_length,
             segments=self.network.body.config.num_segments > 1,  # type: ignore[union-attr]
         )
-        network, task = self.network, self.task
-        head = _unstandardised(network.head, task)
-        stock = head if network.mix is None and isinstance(head, SequenceHead) else None
+        network, task, record = self.network, self.task, {}
+        stock = None
+        if network.mix is None and isinstance(network.head, SequenceHead):
+            stock = network.head
+            if _is_standardised(task):
+                record = {"bias": stock.out.bias.item()}
+                stock = _unstandardised(stock, task)
         save_model(
             path,
             network.body,  # type: ignore[arg-type]
@@ -156,11 +161,9 @@ class AdaptedModel:
             own_form=stock is None,  # transformers would load it without the task
         )
         if stock is None:
-            tensors = _own_tensors(
-                AdaptedNetwork(network.body, head, network.mix, output_mix=network.output_mix)
-            )
+            tensors = _own_tensors(network)
             write_file(path / TASK_NETWORK, lambda temporary: save_file(tensors, temporary))
-        record = {
+        record |= {
             "task": to_dict(task),
             "adaptation": to_dict(self.adaptation),
             "seeds": to_dict(list(self.seeds)),
@@ -183,18 +186,30 @@ def labelled_examples(task: AnyTask, given: Sequence[Example] | str | Path) -> l
                 f"example {place} is {str(one)[:60]!r} ({type(one).__name__}), expected a "
                 'firth.Example, such as Example(texts=("The tide is in.",), label="true")'
             )
+        if problem := task.problem(one):
+            raise DataError(f"example {place}: {problem}")
     return examples
 
 
-def _unstandardised(head: Head, task: AnyTask) -> Head:
-    """The head in the task's own units: regression is trained on standardised values."""
-    if not isinstance(task, Classification) or (task.shift == 0.0 and task.scale == 1.0):
-        return head
+def _is_standardised(task: AnyTask) -> TypeGuard[Classification]:
+    """Whether the network's scores are not in the units of the labels."""
+    return isinstance(task, Classification) and (task.shift, task.scale) != (0.0, 1.0)
+
+
+def _unstandardised(head: SequenceHead, task: Classification) -> SequenceHead:
+    """The head in the units of the labels, as `transformers` shall have it."""
     head = copy.deepcopy(head)
     with torch.no_grad():
         head.out.weight.mul_(task.scale)
         head.out.bias.mul_(task.scale).add_(task.shift)
     return head
+
+
+def _standardise(head: SequenceHead, task: Classification, bias: float) -> None:
+    """Undoes `_unstandardised`: float32 has no room for the last digits of a large `shift`."""
+    with torch.no_grad():
+        head.out.weight.div_(task.scale)
+        head.out.bias.fill_(bias)
 
 
 def adapted_from(
@@ -225,10 +240,11 @@ def adapted_from(
     adaptation = from_dict(methods[record["adaptation"]["type"]], record["adaptation"])
     tasks = {cls.__name__: cls for cls in TASKS.values()}
     task = from_dict(tasks[record["task"]["type"]], record["task"], where=str(path / RECORD))
-    if isinstance(task, Classification):
-        task = replace(task, shift=0.0, scale=1.0)  # folded into the head when it was saved
     if loaded.head is not None:
-        _check_record(path, loaded, task)
+        bias = record.get("bias")
+        _check_record(path, loaded, task, bias)
+        if bias is not None and _is_standardised(task):
+            _standardise(loaded.head, task, bias)
         network = AdaptedNetwork(loaded.model, loaded.head).eval()
     else:
         network = _load_network(path, loaded.model, task, adaptation)
@@ -242,10 +258,17 @@ def adapted_from(
     )
 
 
-def _check_record(path: Path, loaded: LoadedModel, task: AnyTask) -> None:
-    """Compares the record with the model's own settings, which another program may have changed."""
+def _check_record(path: Path, loaded: LoadedModel, task: AnyTask, bias: float | None) -> None:
+    """Compares the record with the model's own files, which another program may have changed."""
     assert loaded.head is not None
     outputs, labels = loaded.head.out.out_features, loaded.labels
+    if _is_standardised(task):
+        own = torch.tensor(math.nan if bias is None else bias).mul(task.scale).add(task.shift)
+        if outputs != 1 or not torch.allclose(own, loaded.head.out.bias.cpu()):
+            raise CheckpointError(
+                f"{path / RECORD}: the record is of a regression, and the model was replaced "
+                f"since; delete {RECORD} to load the model that is there"
+            )
     if outputs != task.num_outputs or (task.labels and labels != task.labels):
         raise CheckpointError(
             f"{path / RECORD}: the record is of the labels {', '.join(task.labels) or 'none'}, and "

@@ -2,9 +2,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def adapt(
     adaptation: Adaptation | None = None,
     *,
     dev: Sequence[Example] | str | Path | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Iterable[int] = (0,),
 ) -> AdaptedModel:
     """Teaches a copy of a language model a task; the model itself stays as it was.
 
@@ -68,12 +69,13 @@ def adapt(
         The adapted model.
 
     Raises:
-        ConfigError: if `lm` is no language model, or `seeds` no sequence or an empty one.
+        ConfigError: if `lm` is no language model, or `seeds` none or not all different.
         DataError: if a file cannot be read, or there are too few examples or none.
         DivergedError: if every seed, restarts included, gave a degenerate run.
     """
     adaptation = adaptation or FineTuning()
-    _check_arguments(lm, task, adaptation, seeds)
+    seeds = _checked_seeds(seeds)
+    _check_arguments(lm, task, adaptation)
     if adaptation.precision == "auto":
         adaptation = replace(adaptation, precision=lm.precision)
     of_file = isinstance(train, (str, Path))
@@ -107,10 +109,20 @@ def adapt(
     )
 
 
-def _check_arguments(lm: object, task: object, adaptation: object, seeds: object) -> None:
-    if isinstance(seeds, int) or not seeds:
-        found = seeds if isinstance(seeds, int) else "empty"
-        raise ConfigError(f"seeds is {found}; expected a sequence of at least one, as (0, 1, 2)")
+def _checked_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
+    several = not isinstance(seeds, Integral | str)
+    known = tuple(seeds) if several else ()
+    if not known or not all(isinstance(s, Integral) and 0 <= s < 2**63 for s in known):
+        found = str(known or "empty")[:60] if several else seeds
+        raise ConfigError(
+            f"seeds is {found}; expected a sequence of at least one, as (0, 1, 2), each 0 or more"
+        )
+    if len(set(known)) < len(known):
+        raise ConfigError(f"seeds is {known}; the same one twice would look like certainty")
+    return tuple(map(int, known))
+
+
+def _check_arguments(lm: object, task: object, adaptation: object) -> None:
     if not isinstance(lm, LanguageModel):
         raise ConfigError(
             f"the model is a {type(lm).__name__}, expected a language model; of an adapted model, "
@@ -133,6 +145,15 @@ def _parts(
     dev = None if dev is None else labelled_examples(task, dev)
     if dev is None:
         train, dev = _hold_out(train)
+    else:
+        known = {repr(example.texts) for example in train}
+        if both := sum(repr(example.texts) in known for example in dev):
+            logger.warning(
+                "%d of %d dev texts are among the training texts, too: what is measured on dev is "
+                "better than on new texts",
+                both,
+                len(dev),
+            )
     if not (train and dev):
         raise DataError("there are no training examples, or no dev examples; give some of each")
     return train, dev
@@ -191,9 +212,10 @@ def _fit_seeds(
     lm: LanguageModel, task: AnyTask, data: _Data, adaptation: Adaptation, seeds: Sequence[int]
 ) -> list[Fitted]:
     results: list[Fitted] = []
+    taken = set(seeds)
     for seed in seeds:
         try:
-            results.append(_fit_seed(lm, task, data, adaptation, seed))
+            results.append(_fit_seed(lm, task, data, adaptation, seed, taken))
             best = max(results, key=_rank)  # one seed's weights are enough to hold
             results = [one if one is best else replace(one, weights={}) for one in results]
         except KeyboardInterrupt:
@@ -209,7 +231,12 @@ def _rank(fitted: Fitted) -> tuple[bool, float]:
 
 
 def _fit_seed(
-    lm: LanguageModel, task: AnyTask, data: _Data, adaptation: Adaptation, seed: int
+    lm: LanguageModel,
+    task: AnyTask,
+    data: _Data,
+    adaptation: Adaptation,
+    seed: int,
+    taken: set[int],
 ) -> Fitted:
     def run(one: int) -> Fitted:
         network = _network(lm, task, adaptation, one)
@@ -223,7 +250,7 @@ def _fit_seed(
         )
         return fitted
 
-    return with_restarts(run, seed, adaptation.restarts)
+    return with_restarts(run, seed, adaptation.restarts, taken)
 
 
 def _hold_out(examples: list[Example], share: float = 0.1) -> tuple[list[Example], list[Example]]:
@@ -232,10 +259,17 @@ def _hold_out(examples: list[Example], share: float = 0.1) -> tuple[list[Example
             f"{len(examples)} labelled examples are too few to hold a dev part out; give one with "
             "--dev"
         )
-    order = np.random.default_rng(0).permutation(len(examples))
-    count = max(5, round(share * len(examples)))
-    logger.info("no dev examples were given: %d of the training examples are held out", count)
-    held = {int(i) for i in order[:count]}
+    copies: dict[str, list[int]] = {}
+    for i, example in enumerate(examples):
+        copies.setdefault(repr(example.texts), []).append(i)
+    groups = list(copies.values())
+    count, held, rng = max(5, round(share * len(examples))), set[int](), np.random.default_rng(0)
+    for group in (groups[i] for i in rng.permutation(len(groups))):
+        if len(held) < count and len(held) + len(group) <= 2 * count:
+            held.update(group)
+    if len(held) < count:  # nearly all are copies of a few
+        held = set(rng.permutation(len(examples))[:count].tolist())
+    logger.info("no dev examples were given: %d of the training examples are held out", len(held))
     return (
         [e for i, e in enumerate(examples) if i not in held],
         [e for i, e in enumerate(examples) if i in held],

@@ -44,8 +44,9 @@ class LayerMix(nn.Module):
         return F.layer_norm(states, states.shape[-1:]) if self.layer_norm else states
 
     def combine(self, states: Tensor) -> Tensor:
-        """The weighted sum of (..., L+1, D) normalised states."""
-        return self.gamma * torch.einsum("...ld,l->...d", states, self.shares.to(states.dtype))
+        """The weighted sum of (..., L+1, D) normalised states, in float32."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.gamma * torch.einsum("...ld,l->...d", states.float(), self.shares)
 
     def penalty(self) -> Tensor:
         """||w||^2: pulls the mix towards the plain average of the layers."""

@@ -1,9 +1,11 @@
 """One class, several labels or a number for each text or pair of texts."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +33,12 @@ METRICS = {
     "regression": {"spearman": metrics.spearman, "pearson": metrics.pearson},
 }
 """What an evaluation of each kind reports; the first is the main one unless the task names one."""
+
+_EXPECTED = {
+    "single": "a string",
+    "multi_label": "several strings, as ('war', 'trade')",
+    "regression": "a number",
+}
 
 COLLAPSED = 0.01
 """Regression scores with a deviation below this share of the training labels' are constant."""
@@ -90,6 +98,7 @@ class Classification:
     def __post_init__(self) -> None:
         if self.kind not in METRICS:
             raise ConfigError(f"kind is {self.kind!r}; {suggest(self.kind, METRICS)}")
+        refuse_repeated(self.labels)
         if self.metric and self.metric not in METRICS[self.kind]:
             raise ConfigError(
                 f"metric is {self.metric!r}, which kind={self.kind!r} does not report; "
@@ -108,6 +117,20 @@ class Classification:
         if isinstance(text, str) or not hasattr(text, "__len__") or len(text) != 2:
             raise ConfigError("this task is about pairs of texts: give (first, second) for each")
         return Example(texts=tuple(text))
+
+    def problem(self, example: Example) -> str | None:
+        """What keeps an example from being one of this task, its label apart where it has none."""
+        count = 1 if self.text_pair is None else 2
+        if len(example.texts) != count:
+            return f"it has {len(example.texts)} texts, and this task is about {count} (text_pair)"
+        label, expected = example.label, _EXPECTED[self.kind]
+        fits = {
+            "single": isinstance(label, str),
+            "multi_label": isinstance(label, tuple | list | set | frozenset)
+            and all(isinstance(name, str) for name in label),
+            "regression": isinstance(label, Real) and math.isfinite(label),
+        }[self.kind]
+        return None if label is None or fits else f"its label is {label!r}, expected {expected}"
 
     def read(self, path: str | Path, *, labelled: bool = True) -> list[Example]:
         """The rows of a csv, tsv or jsonl file, also .gz or .zst; a jsonl text may be a word list.
@@ -293,6 +316,17 @@ class Classification:
         if self.kind == "multi_label":
             return cells.parse_classes(cell, self.label_separator, where)
         return cells.parse_class(cell, where)
+
+
+def refuse_repeated(labels: Sequence[str]) -> None:
+    """Refuses names that stand twice among the labels of a task.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    twice = [name for name, count in Counter(labels).items() if count > 1]
+    if twice:
+        raise ConfigError(f"labels has {', '.join(map(repr, twice))} twice; expected each once")
 
 
 def _label(example: Example) -> Any:

@@ -16,6 +16,7 @@ from firth.config import suggest
 from firth.errors import ConfigError, DataError
 from firth.protocols import Example, Loss, Report, Scores, Unit
 from firth.tasks import metrics
+from firth.tasks.classification import refuse_repeated
 from firth.tasks.columns import read_sentences
 from firth.tasks.metrics import COMMON
 from firth.tasks.spans import Span, find_spans, mark_spans, span_scores
@@ -82,6 +83,7 @@ class Tagging:
     """The metric that selects models; "": F1 of spans where there are any, else accuracy."""
 
     def __post_init__(self) -> None:
+        refuse_repeated(self.labels)
         known = METRICS[self.marks_spans] if self.labels else METRICS[True] + METRICS[False]
         if self.metric and self.metric not in known:
             raise ConfigError(
@@ -113,6 +115,17 @@ class Tagging:
         if not all(isinstance(word, str) for word in words):
             raise ConfigError(f"expected a list of words or a string, found {str(text)[:60]}")
         return Example(texts=(words,))
+
+    def problem(self, example: Example) -> str | None:
+        """What keeps an example from being one of this task, its tags apart where it has none."""
+        (words, *more), tags = example.texts, example.label
+        if more or isinstance(words, str) or not all(isinstance(word, str) for word in words):
+            return "it is no list of words (task.example cuts a string into words)"
+        if tags is None:
+            return None
+        if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+            return f"its label is {str(tags)[:40]!r}, expected a tag for each word"
+        return None if len(tags) == len(words) else f"{len(words)} words have {len(tags)} tags"
 
     def read(self, path: str | Path, *, labelled: bool = True) -> list[Example]:
         """The sentences of a file (see `read_sentences`).

@@ -256,10 +256,12 @@ def length_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
 
 
 class BucketedBatches:
-    """batch(step) of examples: `batch_size` of nearly one length together.
+    """batch(step) of examples: up to `batch_size` of nearly one length together.
 
     Each epoch shuffles, sorts windows of fifty batches by length, and shuffles the batches: lengths
-    mix across steps but not within one (the `group_by_length` of other tools).
+    mix across steps but not within one (the `group_by_length` of other tools). Batches are as even
+    as can be: what is left over for the last one would be the longest examples in every epoch, and
+    in a small batch each would count for many.
     """
 
     window = 50
@@ -298,11 +300,11 @@ class BucketedBatches:
         if epoch not in self._epochs:
             rng = random_stream(self.seed, _ORDER, epoch)
             order = rng.permutation(len(self.lengths))
-            wide = self.window * self.batch_size
-            windows = [order[i : i + wide] for i in range(0, len(order), wide)]
+            steps = self.steps_per_epoch
+            borders = np.arange(1, steps) * len(order) // steps
+            windows = np.split(order, borders[self.window - 1 :: self.window])
             order = np.concatenate([w[np.argsort(self.lengths[w], kind="stable")] for w in windows])
-            size = self.batch_size
-            batches = [order[i : i + size] for i in range(0, len(order), size)]
+            batches = np.split(order, borders)
             kept = dict(list(self._epochs.items())[-1:])
             shuffled = [batches[i] for i in rng.permutation(len(batches))]
             self._epochs = {**kept, epoch: shuffled}
