@@ -17,7 +17,9 @@ PINS := pyproject.toml constraints.txt
 install = set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check \
 	-c constraints.txt -e '$(1)' | sed -n -e '/\.metadata /d' -e '/^ *Downloading /p'
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench same-python
+# With -j two targets would install into the same environment at once.
+.NOTPARALLEL:
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -43,7 +45,19 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "firth needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.installed: $(PINS) | $(BIN)/python
+# A .venv that is there stays as it is, so another Python that is asked for would go unused. The
+# default asks for none: python3 may well be another one than that of .venv.
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+same-python: | $(BIN)/python
+ifneq ($(origin PYTHON),file)
+	@wanted=$$($(PYTHON) -c '$(VERSION)') && found=$$($(BIN)/python -c '$(VERSION)') || exit 1; \
+	if [ "$$wanted" != "$$found" ]; then \
+		echo "$(VENV) has Python $$found, and PYTHON=$(PYTHON) is $$wanted: remove $(VENV) first, or leave PYTHON out" >&2; \
+		exit 1; \
+	fi
+endif
+
+$(VENV)/.installed: $(PINS) | $(BIN)/python same-python
 	@echo "Installing firth into $(VENV) (the first time takes a few minutes)"
 	@$(call install,.)
 	@touch $@

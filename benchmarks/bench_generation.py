@@ -3,11 +3,13 @@
     python benchmarks/bench_generation.py
 
 A lap continues prompts of 32 tokens by 128 tokens: one prompt, and a batch of 16. GPT-2's shape,
-4 layers of 256, vocabulary 8,192, random weights; both write the same tokens (in float32).
+4 layers of 256, vocabulary 8,192, random weights. Both write the same tokens in float32, or nothing
+is timed.
 """
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,8 @@ def firth(pace: Pace, batch: int) -> None:
         pace.lap()
 
 
-def transformers(pace: Pace, batch: int, bf16: bool) -> None:
-    """`model.generate` with its cache."""
+def peer(batch: int, bf16: bool) -> tuple[Callable[[], Any], Any]:
+    """`model.generate` with its cache, as a call that gives new ids; and the tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -87,14 +89,43 @@ def transformers(pace: Pace, batch: int, bf16: bool) -> None:
 
     def lap() -> Any:
         with torch.inference_mode():
-            return model.generate(
+            written = model.generate(
                 **inputs,
                 max_new_tokens=NEW,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
+        return written[:, inputs["input_ids"].shape[1] :]
 
-    written = lap()[:, inputs["input_ids"].shape[1] :]
+    return lap, tokenizer
+
+
+def check_same(batch: int) -> None:
+    """Compares what both write in float32, so that equal work is timed.
+
+    Raises:
+        SystemExit: if a prompt is continued in two ways.
+    """
+    import firth as library
+
+    lm = library.load(weights(), device="cpu", precision="float32")
+    assert isinstance(lm, library.LanguageModel)
+    ours = [one.tokens for one in lm.generate(prompts(batch), max_tokens=NEW)]
+    lap, tokenizer = peer(batch, bf16=False)
+    closing = {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    theirs = [
+        tokenizer.convert_ids_to_tokens([i for i in row if i not in closing])
+        for row in lap().tolist()
+    ]
+    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    if same < batch:
+        raise SystemExit(f"in float32 only {same} of {batch} prompts are continued in the same way")
+
+
+def transformers(pace: Pace, batch: int, bf16: bool) -> None:
+    """`generate` of `transformers`."""
+    lap, tokenizer = peer(batch, bf16)
+    written = lap()
     pace.start(tokens=int((written != tokenizer.pad_token_id).sum()))
     while True:
         lap()
@@ -128,6 +159,7 @@ def contenders(batch: int) -> list[Contender]:
 def table(batch: int, given: argparse.Namespace) -> Table:
     """One batch size's rows."""
     weights()
+    check_same(batch)
     timing = compare(
         contenders(batch),
         given,
@@ -138,7 +170,7 @@ def table(batch: int, given: argparse.Namespace) -> Table:
         ("new tokens a second", lambda one: rate(one.facts["tokens"])(one)),
     ]
     title = "one prompt" if batch == 1 else f"a batch of {batch} prompts"
-    note = f"{NEW} new tokens after {PROMPT}."
+    note = f"{NEW} new tokens after {PROMPT}, the same ones in float32."
     return timing_table(timing, title=title, note=note, extra=extra)
 
 

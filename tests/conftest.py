@@ -1,6 +1,10 @@
 import gzip
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +22,55 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],  # measures the machine, not the code
 )
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Refuses every connection to another machine, and every question for its address.
+
+    Of this process: those that tests start, and libraries beneath Python's sockets, are not seen.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, at in (
+            (socket.socket, "connect", 1),
+            (socket.socket, "connect_ex", 1),
+            (socket, "getaddrinfo", 0),
+        ):
+            patch.setattr(owner, name, _near(getattr(owner, name), at))
+        yield
+
+
+def _near(call: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """`call`, if its argument number `at` is a place on this machine."""
+
+    def checked(*arguments: Any, **named: Any) -> Any:
+        place = arguments[at]
+        host = place[0] if isinstance(place, tuple) else place
+        # A bare name is a file where a socket connects, and a machine where an address is asked.
+        is_file = at == 1 and not isinstance(place, tuple)
+        if not (is_file or host in (None, "", "localhost") or _is_loopback(host)):
+            pytest.fail(f"the network is touched: {call.__name__} of {host!r}")
+        return call(*arguments, **named)
+
+    return checked
+
+
+def _is_loopback(host: str | bytes) -> bool:
+    try:
+        return ipaddress.ip_address(host if isinstance(host, str) else host.decode()).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For what must come out the same: sums hang on how many threads share them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -254,3 +254,34 @@ def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_a_phrase(tmp_path):
     (tmp_path / "terms.txt").write_bytes(b"\xef\xbb\xbfNew York\r\nOld Town\r\n")
     text = "In New York and Old Town."
     assert found(annotator(str(tmp_path / "terms.txt"), [])(text), text) == ["New York", "Old Town"]
+
+
+def test_phrases_stand_beside_apostrophes_and_hyphens_but_not_within_words(tmp_path):
+    path = tmp_path / "phrases.txt"
+    phrases = ["Anna", "Europe", "coronavirus", "New York", "राम"]
+    path.write_text("\n".join(phrases), encoding="utf-8")
+    find = annotator(str(path), [])
+    for text, expected in (
+        ("We read Anna's and Anna’s book, not Annas.", ["Anna", "Anna"]),
+        ("dans l'Europe de l’Est", ["Europe"]),
+        ("anti-coronavirus-Gesetz, coronavirus-related", ["coronavirus", "coronavirus"]),
+        ("_Anna_ in New York's New York-based press", ["Anna", "New York", "New York"]),
+        ("रामायण और राम", ["राम"]),  # its vowel signs are part of a word
+    ):
+        assert found(find(text), text) == expected
+    assert find("रामायण और राम") == [(10, 13)]
+
+
+def test_rows_of_one_text_are_put_together(tmp_path):
+    path = tmp_path / "marked.jsonl"
+    spans = ([8, 11], [0, 3], [9, 12])  # the last overlaps one that came before
+    rows = [json.dumps({"text": "Ada met Bob.", "spans": [span]}) for span in spans]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    assert annotator(str(path), [])("Ada met Bob.") == [(0, 3), (8, 11)]
+
+
+def test_a_row_too_deep_to_read_is_named(tmp_path):
+    path = tmp_path / "marked.jsonl"
+    path.write_text("\n" + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(DataError, match=r"marked\.jsonl, line 2: expected"):
+        annotator(str(path), [])

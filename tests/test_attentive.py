@@ -305,6 +305,20 @@ def test_initialisation_is_the_papers(name):
             assert parameter.std().item() == pytest.approx(std, rel=0.1), key
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@torch.no_grad()
+def test_label_smoothing_reaches_the_loss(tied):
+    model = random_model("general", embedding_size=16, tied=tied)
+    hidden, targets = 5 * torch.randn(20, 16), torch.randint(VOCAB_SIZE, (20,))
+    plain, expected = (
+        F.cross_entropy(model.logits(hidden), targets, reduction="sum", label_smoothing=share)
+        for share in (0.0, 0.1)
+    )
+    found = model.prediction_loss(hidden, targets, label_smoothing=0.1)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert abs(plain / expected - 1) > 1e-3
+
+
 def reversal(rng, count):
     """Sources of 3 to 8 tokens, and the same backwards."""
     lengths = rng.integers(3, 9, count)
@@ -333,6 +347,7 @@ def trained(name: str, steps: int) -> Seq2Seq:
     ("name", "steps"),
     [("general", 250), ("general, input feeding", 250), ("additive", 450)],
 )
+@pytest.mark.usefixtures("one_thread")
 def test_attention_learns_to_reverse_and_generation_is_teacher_forcing(name, steps):
     model = trained(name, steps).eval()
     sources, batch = reversal(np.random.default_rng(1), 64)

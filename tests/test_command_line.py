@@ -1,15 +1,19 @@
 """What the command line says of commands that cannot be meant so, and of files of other kinds."""
 
+import errno
 import json
 import logging
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import firth
 from firth.cli import main
+from firth.training import checkpoint
 
 TEXTS = ["The tide is in.", "The boats, it is said, went out."]
 
@@ -106,6 +110,37 @@ def test_one_text_cannot_be_held_out(tables, said):
     assert code == 2
     code, _, err = said(*command[:-2], "--minutes", "0")
     assert "minutes is 0.0, expected a number above 0" in err
+
+
+@pytest.fixture
+def one_step(tiny_run, tables, papers):
+    """A command that pre-trains for a step."""
+    (tables / "papers.txt").write_text("\n".join(papers[:20]))
+    command = ("pretrain", "bert", tables / "papers.txt", "-o", tables / "run", "--steps", "1")
+    settings = ("--documents", "line", "--data.valid", "0.2", "--data.max_length", "64")
+    return (*command, *settings, "--start", tiny_run)
+
+
+def test_no_room_for_a_checkpoint_is_exit_code_5(one_step, said, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
+    code, _, err = said(*one_step)
+    assert code == 5, err
+    assert "a checkpoint needs" in err
+    monkeypatch.undo()
+    assert said(*one_step)[0] == 0  # nothing was lost
+
+
+@pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, 5), (errno.EIO, 1)])
+def test_a_full_disk_is_exit_code_5(number, expected, one_step, said, monkeypatch):
+    """Also where no one turned it into advice; other errors of a disk are failures."""
+
+    def fails(*_arguments, **_named):
+        raise OSError(number, "what the system says")
+
+    monkeypatch.setattr(checkpoint, "save", fails)
+    code, _, err = said(*one_step)
+    assert code == expected
+    assert "what the system says" in err
 
 
 def test_held_out_sources_need_their_targets(tables, said):

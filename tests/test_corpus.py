@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from firth.errors import ConfigError, DataError
 from firth.text import files, formats
 from firth.text.corpus import Corpus, Statistics
+from firth.text.sentences import sentence_spans
 
 ENGLISH = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "english-10m"
 
@@ -71,6 +72,26 @@ class TestFindingFiles:
     def test_one_path_as_a_string_and_brackets_in_a_name(self, tmp_path):
         path = write(tmp_path / "a[1].txt", "text")
         assert Corpus.from_files(str(path)).files == (path,)
+
+    def test_linked_folders_are_followed_once(self, folder, tmp_path_factory):
+        outside = tmp_path_factory.mktemp("outside")
+        write(outside / "far/e.txt", "text")
+        (outside / "far/back").symlink_to(folder)  # leads round in a circle
+        (folder / "a/linked").symlink_to(outside)
+        (folder / "0").symlink_to(folder / "c")  # which keeps its own name
+        (folder / ".hidden").symlink_to(outside)
+        expected = ["a/linked/far/e.txt", "a/y.jsonl", "a/z.TXT.GZ", "b.txt", "c/d/x.tsv"]
+        assert self.names(folder, "") == expected
+
+    def test_indexes_are_left_out_and_other_words_are_not(self, tmp_path, caplog):
+        for name in ("book", "index"):
+            write(tmp_path / name / "words.txt", "words")
+            write(tmp_path / name / "story.txt", "story")
+        write(tmp_path / "book/manifest.json", '{"title": "Words"}')
+        write(tmp_path / "index/manifest.json", '{"format": 2, "sizes": {"words.txt": 5}}')
+        assert self.names(tmp_path, "") == ["book/story.txt", "book/words.txt"]
+        (message,) = caplog.messages
+        assert message == f"{tmp_path / 'index'}: a model or an index, no text; left out"
 
     def test_a_hidden_file_given_by_name(self, folder):
         assert self.names(folder, ".hidden.txt") == [".hidden.txt"]
@@ -319,3 +340,28 @@ class TestFingerprint:
 def test_texts_are_strings(texts, error, message):
     with pytest.raises(error, match=message):
         Corpus.from_texts(texts)
+
+
+def test_texts_come_in_a_fixed_order():
+    assert list(Corpus.from_texts(word for word in ("the", "tide", "", "the"))) == [
+        "the",
+        "tide",
+        "the",
+    ]
+    for texts in ({"the", "tide"}, frozenset({"the"})):
+        with pytest.raises(ConfigError, match=r"found a .*set, whose order .* give sorted\(texts"):
+            Corpus.from_texts(texts)
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["یہ ایک جملہ ہے۔", "یہ دوسرا ہے۔"],
+        ["ما اسمك؟", "اسمي علي."],
+        ["Սա է։", "Այն է։"],
+    ],
+    ids=["Urdu", "Arabic", "Armenian"],
+)
+def test_sentences_end_at_the_stops_of_their_script(sentences):
+    text = " ".join(sentences)
+    assert [text[begin:end] for begin, end in sentence_spans(text)] == sentences

@@ -1,8 +1,5 @@
 """What the machine can do: which precision is fast, which library computes float32."""
 
-import statistics
-import time
-
 import pytest
 import torch
 
@@ -40,19 +37,3 @@ def test_what_is_fast_on_a_processor(
     with computing(torch.float32, CPU):
         assert torch.get_float32_matmul_precision() == library
     assert torch.get_float32_matmul_precision() == before
-
-
-def test_the_choice_is_the_faster_one_here():
-    """Products of both kinds, in turn: of those that differ by a third the faster is taken."""
-    a, b = torch.randn(1024, 512), torch.randn(512, 1024)
-    half, other = a.bfloat16(), b.bfloat16()
-    times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    with computing(torch.float32, CPU):
-        for _ in range(15):
-            for x, y in ((a, b), (half, other)):
-                begin = time.perf_counter()
-                torch.matmul(x, y)
-                times[x.dtype].append(time.perf_counter() - begin)
-    exact, fast = (statistics.median(found) for found in times.values())
-    if max(exact, fast) > 1.33 * min(exact, fast):
-        assert fast_bfloat16(CPU) == (fast < exact), (exact, fast)

@@ -311,6 +311,23 @@ def test_label_smoothing_is_torchs(dtype):
         assert (ours.grad.float() - theirs.grad).norm() / theirs.grad.norm() < tolerance
 
 
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_label_smoothing_reaches_the_loss_of_the_model(name):
+    model = random_model(SHAPES[name])
+    hidden = 5 * torch.randn(20, model.config.hidden_size)  # far from even scores
+    targets = torch.randint(VOCAB_SIZE, (20,))
+    plain, expected = (
+        nn.functional.cross_entropy(
+            model.logits(hidden), targets, reduction="sum", label_smoothing=share
+        )
+        for share in (0.0, 0.1)
+    )
+    found = model.prediction_loss(hidden, targets, label_smoothing=0.1)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert abs(plain / expected - 1) > 1e-3
+
+
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
 def test_embeddings_of_a_stack_of_its_own_are_refused(stack, tmp_path):
     save_model(tmp_path, random_model(SHAPES["v1.0"]), vocabulary=VOCABULARY, firth={})

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firth.errors import DataError, UnsupportedError
+from firth.config import read_json, read_toml
+from firth.errors import ConfigError, DataError, UnsupportedError
 from firth.text import files, formats
 from firth.text.corpus import Corpus, Statistics
 
@@ -391,3 +392,51 @@ class TestRows:
 
     def test_an_empty_table(self):
         assert read_back("a.csv", "") == read_back("a.tsv", "") == read_back("a.jsonl", "") == []
+
+
+class TestWhatIsNoText:
+    @pytest.mark.parametrize("errors", ["strict", "replace"])
+    @pytest.mark.parametrize("chunk", [1, 1 << 20])
+    @pytest.mark.parametrize(
+        ("encoding", "message"),
+        [
+            ("utf-16", r"a\.txt: begins as UTF-16, expected UTF-8; convert the file"),
+            ("utf-16-le", r"a\.txt: 60 of the first 120 bytes are NUL, .* expected UTF-8; convert"),
+        ],
+    )
+    def test_utf16(self, errors, chunk, encoding, message):
+        content = ("The tide turned. " * 4)[:60].encode(encoding)
+        with pytest.raises(DataError, match=message):
+            read_back("a.txt", content, chunk, errors=errors)
+
+    def test_a_stray_nul_is_text(self):
+        for text in ("\0".join(["The tide turned."] * 100), "\0" * 31):
+            assert read_back("a.txt", text) == [text]
+
+    @pytest.mark.parametrize("suffix", [".gz", ".zst"])
+    def test_no_bytes_at_all(self, tmp_path, suffix):
+        (tmp_path / f"a.txt{suffix}").write_bytes(b"")
+        with pytest.raises(DataError, match=r"damaged or cut short .it has no bytes at all"):
+            list(Corpus.from_files(tmp_path))
+
+    def test_json_too_deep_to_read(self):
+        with pytest.raises(DataError, match=r"a\.jsonl: row 2: not JSON"):
+            read_back("a.jsonl", '{"text": "a"}\n' + '{"text": ' + "[" * 100_000)
+
+
+class TestSettings:
+    def test_a_byte_order_mark_is_no_part_of_them(self, tmp_path):
+        toml, record = tmp_path / "a.toml", tmp_path / "a.json"
+        toml.write_bytes(b"\xef\xbb\xbfsteps = 5\r\n")
+        record.write_bytes(b'\xef\xbb\xbf{"steps": 5}')
+        assert read_toml(toml) == read_json(record) == {"steps": 5}
+
+    @pytest.mark.parametrize("read", [read_toml, read_json])
+    def test_what_cannot_be_read(self, tmp_path, read):
+        with pytest.raises(ConfigError, match="is a directory, expected a file of settings"):
+            read(tmp_path)
+        with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
+            read(tmp_path / "none.toml")
+        (tmp_path / "latin").write_bytes(b"a = '\xe9'")
+        with pytest.raises(ConfigError, match="latin: not a "):
+            read(tmp_path / "latin")

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import firth
+from firth.api.generating import before_stop
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.beam_search import beam_search
 from firth.inference.forward import Engine
-from firth.inference.generation import Decoding, choose, continuations
-from firth.models import GPT
+from firth.inference.generation import Decoding, Reader, choose, continuations
+from firth.models import GPT, AWDLSTMConfig, build, cache
 from firth.protocols import Batch
 from tests.reference import VOCABULARY, transformers
 from tests.test_decoders import OWN, SHAPES, random_model
@@ -75,14 +76,69 @@ def test_greedy_is_that_of_transformers(name, penalty, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama, grouped"])
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
-def test_beam_search_is_that_of_transformers(name, length_penalty, tmp_path):
+@pytest.mark.parametrize(("length", "repetition"), [(0.0, 1), (1.0, 1), (2.0, 1), (1.0, 1.5)])
+def test_beam_search_is_that_of_transformers(name, length, repetition, tmp_path):
     model = random_model(SHAPES[name])
+    settings = {"length_penalty": length, "repetition_penalty": float(repetition)}
     for prompt in PROMPTS:
-        how = Decoding(max_tokens=12, beams=4, length_penalty=length_penalty)
+        how = Decoding(max_tokens=12, beams=4, **settings)
         ((best, *_),) = beam_search(engine_of(model), [prompt], how, ends=[LAST])
-        theirs = their_ids(model, tmp_path, prompt, num_beams=4, length_penalty=length_penalty)
-        assert best.ids == theirs
+        assert best.ids == their_ids(model, tmp_path, prompt, num_beams=4, **settings)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_token_that_opens_and_closes_is_not_punished_for_opening(beams):
+    """GPT-2 and ULMFiT have one token for both: the penalty would keep their texts from ending."""
+    model = random_model(replace(SHAPES["gpt2"], tied=False))
+    with torch.no_grad():  # one entry of the last state is 1, and gives the token its score
+        model.final_norm.weight[0], model.final_norm.bias[0] = 0.0, 1.0
+        model.head.weight[:, 0] = model.head.weight[LAST] = 0.0
+        model.head.weight[LAST, 0] = 3.0
+    for prompt in (np.array([LAST, 9, 17]), np.array([LAST])):
+        batch = Batch(input_ids=torch.from_numpy(prompt), starts=torch.tensor([0, len(prompt)]))
+        with torch.no_grad():
+            log = float(model.logits(model(batch).last[-1:]).log_softmax(-1)[0, LAST])
+        how = Decoding(max_tokens=4, repetition_penalty=10.0, beams=beams)
+        if beams > 1:
+            ((found, *_),) = beam_search(engine_of(model), [prompt], how, ends=[LAST])
+        else:
+            (found,) = run(engine_of(model), [prompt], max_tokens=4, repetition_penalty=10.0)
+        assert (found.ids, found.ended) == ([], "end")
+        assert found.log_probabilities == pytest.approx([log], abs=1e-4)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_cache_grows_with_the_texts(beams, monkeypatch):
+    """Room is made as it is needed, never beyond the most; the texts are those of a large cache."""
+    engine = engine_of(random_model(SHAPES["llama, grouped"]))
+    how = Decoding(max_tokens=20, beams=beams)
+
+    def texts():
+        if beams > 1:
+            found = beam_search(engine, PROMPTS, how, ends=[LAST])
+            return [one.ids for hypotheses in found for one in hypotheses]
+        return [one.ids for one in run(engine, PROMPTS, max_tokens=20)]
+
+    expected = texts()
+    monkeypatch.setattr(cache, "SPARE", 3)
+    assert texts() == expected
+    reader = Reader(engine, PROMPTS, 27)
+    sizes = []
+    for _ in range(20):
+        sizes.append(reader.cache.layers[0].own.values.shape[2])
+        reader.read([0, 1, 2], torch.tensor([9, 9, 9]))
+    assert sizes == [10] * 4 + [20] * 10 + [27] * 6  # the longest prompt has 7 tokens
+
+
+def test_a_cache_keeps_what_it_holds_of_some_texts():
+    engine = engine_of(random_model(SHAPES["llama, grouped"]))
+    reader = Reader(engine, PROMPTS, 30)
+    own = reader.cache.layers[0].own
+    before = own.values.clone()
+    reader.cache.keep(torch.tensor([1, 0, 1]))
+    assert own.values.shape == before.shape
+    assert torch.equal(own.values[:, :, :3], before[[1, 0, 1], :, :3])
+    assert not own.values[:, :, 3:].any()  # what a shorter text does not hold counts for nothing
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
@@ -263,6 +319,51 @@ def test_texts_come_whole_or_piece_by_piece(lm):
     )
 
 
+def test_the_earliest_stop_string_counts_whatever_their_order():
+    for stop in (["bc", "ab", "z"], ["z", "ab", "bc"]):
+        assert before_stop("xabcy", stop) == "x"
+        assert before_stop("xabcy", stop, backward=True) == "y"
+    assert before_stop("xabcy", ["z"]) == before_stop("xabcy", [], backward=True) == "xabcy"
+
+
+def test_tokens_are_those_that_are_shown(lm):
+    """What a stop string cut off is gone from the tokens, too, but for a token that it cuts."""
+    how = {"temperature": 0.7, "stop": ["e"]}
+    lengths = set()
+    for seed in range(6):
+        whole = lm.generate("The results", max_tokens=20, temperature=0.7, seed=seed)
+        cut = lm.generate("The results", max_tokens=20, seed=seed, **how)
+        if cut.ended != "stop":
+            continue
+        n = len(cut.tokens)
+        lengths.add(n)
+        assert cut.continuation == whole.continuation.partition("e")[0]
+        assert cut.tokens == whole.tokens[:n]
+        np.testing.assert_allclose(cut.log_probabilities, whole.log_probabilities[:n], atol=1e-5)
+        if n:
+            fewer = lm.generate("The results", max_tokens=n, temperature=0.7, seed=seed)
+            assert fewer.continuation.startswith(cut.continuation.rstrip())
+        if n > 1:
+            fewer = lm.generate("The results", max_tokens=n - 1, temperature=0.7, seed=seed)
+            assert not fewer.continuation.startswith(cut.continuation.rstrip())
+    assert len(lengths) > 2
+
+
+def test_tokens_are_those_that_are_shown_of_a_text_written_backward(papers):
+    tokenizer = firth.Tokenizer.train(papers[:60], "word", 300)
+    size = tokenizer.vocabulary.size
+    shape = {"embedding_size": 16, "hidden_size": 24, "num_layers": 2, "backward": True}
+    torch.manual_seed(0)
+    network = build(AWDLSTMConfig(vocab_size=size, **shape)).eval()
+    model = firth.LanguageModel(network, tokenizer, precision="float32")
+    how = {"max_tokens": 8, "temperature": 1.0, "backward": True}
+    whole = model.generate("table", **how)
+    assert len(whole.tokens) == 8
+    cut = model.generate("table", stop=[whole.tokens[-3]], **how)
+    assert cut.continuation.split() == whole.continuation.split()[-2:] == cut.tokens
+    np.testing.assert_allclose(cut.log_probabilities, whole.log_probabilities[-2:], atol=1e-5)
+
+
 @pytest.mark.parametrize("stop", ["END", [""], ["a", ""]])
 def test_stop_strings_that_stop_at_anything_are_refused(stop, lm):
     for use in (lm.generate, lambda *a, **how: list(lm.stream(*a, **how))):
@@ -287,7 +388,8 @@ def test_stop_strings_are_looked_for_where_they_are_cut(kind, papers):
             continue
         cut = model.generate("The results", stop=[stop], **how)
         assert (cut.continuation, cut.ended) == ("", "stop")
-        assert len(cut.tokens) < len(whole.tokens)
+        assert cut.tokens == []
+        assert len(cut.log_probabilities) == 0
 
 
 def test_low_precision_scores_have_a_head_in_float32(papers):

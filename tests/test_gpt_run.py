@@ -95,11 +95,17 @@ def test_it_learns_more_than_frequencies(gpt_run, lm, papers):
     assert mean > shuffled.total / len(shuffled.tokens) + 0.3
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["gpt", "gpt2"])
 def test_twenty_sentences_are_memorised(name, tmp_path, papers):
     sentences = [" ".join(text.split()[:12]) for text in papers[:20]]
     chosen = firth.recipe(name, size="tiny", vocab_size=600).with_settings(
-        {"data.max_length": 64, "training.batch_tokens": 1024, "training.steps": 250}
+        {
+            "data.max_length": 64,
+            "training.batch_tokens": 1024,
+            "training.steps": 250,
+            "training.precision": "float32",
+        }
     )
     corpus = firth.Corpus.from_texts(sentences)
     lm = firth.pretrain(chosen, corpus, tmp_path / "run", valid=corpus)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 import firth
 from firth.errors import ConfigError, UnsupportedError
+from firth.inference import scoring
 from firth.inference.embedding import embed_sentences, token_states
 from firth.inference.forward import Engine, windows
 from firth.inference.samples import _with_blank, filled_blanks
 from firth.inference.scoring import score_masked
-from firth.models import Bert, BertConfig
+from firth.models import AWDLSTMConfig, Bert, BertConfig, GPTConfig, build
 from firth.models.bert import modern
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding
@@ -121,6 +122,78 @@ def test_windows_overlap_by_half_at_least():
     assert len(found) == 7  # 200 ordinary tokens, 50 a window, 25 a step
 
 
+@given(st.integers(2, 300), st.integers(3, 60))
+def test_windows_of_models_that_read_one_way_look_there(length, max_length):
+    """Behind the first window each token has half a window before it; mirrored for the others."""
+    half = max_length - 2 - max(1, (max_length - 2) // 2)
+    for context in ("left", "right"):
+        found = windows([numbered(length)], max_length, context=context)
+        answered = np.concatenate([np.arange(window.begin, window.end) for window in found])
+        assert np.array_equal(answered, np.arange(length))
+        for window in found:
+            tokens = np.arange(max(1, window.begin), min(length - 1, window.end))
+            places = tokens - window.offset
+            assert np.array_equal(window.ids[places], tokens)
+            before, behind = places - 1, len(window.ids) - 2 - places
+            if context == "left":
+                assert (before >= np.minimum(tokens - 1, half)).all()
+            else:
+                assert (behind >= np.minimum(length - 2 - tokens, half)).all()
+
+
+def test_borders_of_windows():
+    ends = {
+        "both": [38, 63, 88, 113, 138, 163, 202],
+        "left": [51, 76, 101, 126, 151, 176, 202],
+        "right": [26, 51, 76, 101, 126, 151, 202],
+    }
+    for context, expected in ends.items():
+        found = windows([numbered(202)], 52, context=context)
+        assert [window.end for window in found] == expected
+        assert [window.begin for window in found] == [0, *expected[:-1]]
+
+
+NARROW = {"hidden_size": 32, "num_layers": 2, "max_length": 64}
+HEADS = {"num_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize("kind", ["gpt", "hybrid", "awd-lstm", "awd-lstm, backward"])
+def test_words_that_are_not_read_change_nothing(kind, papers):
+    """A causal model's vectors stay as they were when words are appended; a backward one's when
+    they are put before the text. Only the last windows may lie elsewhere."""
+    tokenizer = firth.Tokenizer.train(papers[:20], "word", 400)
+    size, backward = tokenizer.vocabulary.size, "backward" in kind
+    config = (
+        AWDLSTMConfig(vocab_size=size, embedding_size=32, backward=backward, **NARROW)
+        if kind.startswith("awd")
+        else GPTConfig(vocab_size=size, bidirectional=kind == "hybrid", **NARROW, **HEADS)
+    )
+    torch.manual_seed(0)
+    network = build(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model = firth.LanguageModel(network, tokenizer, precision="float32")
+    words = [word for word in " ".join(papers[:3]).split() if word.isalpha()][:150]
+    turn = -1 if backward else 1
+
+    def vectors(count: int) -> np.ndarray:
+        """Of the first words that are read, in the order of reading."""
+        return model.embed([words[::turn][:count][::turn]], unit="word")[0].vectors[::turn]
+
+    room = 64 - 2
+    whole = vectors(room)
+    changed = np.abs(vectors(room + 1)[:room] - whole).max(axis=1)
+    if kind == "hybrid":
+        assert changed.max() > 0.1
+        return
+    assert changed.max() < 1e-5
+    long, longer = vectors(120), vectors(125)
+    np.testing.assert_allclose(long[:room], whole, atol=1e-5)
+    same = room + room // 2  # behind it the windows that end with the text begin
+    np.testing.assert_allclose(longer[:same], long[:same], atol=1e-5)
+
+
 # Sentences
 
 
@@ -185,6 +258,21 @@ def test_layers(lm):
     np.testing.assert_allclose(some, everything[:, [num_layers, 0]], atol=1e-5)
     assert lm.embed(SENTENCES, layers=[-1]).shape == (len(SENTENCES), 1, everything.shape[2])
     assert np.abs(everything[:, 0] - everything[:, 1]).max() > 0.1
+
+
+def test_layers_may_be_numpy_numbers(lm):
+    everything = lm.embed(SENTENCES, layers="all")
+    for layers in (np.array([0, -1]), [np.int64(0), np.int32(2)], range(0, 3, 2)):
+        np.testing.assert_allclose(
+            lm.embed(SENTENCES, layers=layers), everything[:, [0, 2]], atol=1e-5
+        )
+    assert lm.embed(SENTENCES, layers=np.int64(1)).shape == (len(SENTENCES), 128)
+
+
+@pytest.mark.parametrize("layers", [-1.0, "last", [0.0, 1.0], np.array([0.5]), None])
+def test_layers_that_are_no_numbers_are_refused(lm, layers):
+    with pytest.raises(ConfigError, match=r"layers is .*; expected a whole number, several"):
+        lm.embed(SENTENCES, layers=layers)
 
 
 def test_layers_of_words_and_tokens(lm):
@@ -271,6 +359,22 @@ def test_white_space_is_no_word_in_a_byte_level_vocabulary(papers):
     (found,) = model.embed([text], unit="word")
     assert found.units == ["Two", "blanks", ",", "a", "tab", ":", "日本"]
     assert [text[a:b] for a, b in found.offsets] == found.units
+
+
+def test_a_word_that_the_tokenizer_cuts_in_two_has_one_row(papers):
+    """Unigram has a word for the space before what it does not know, beside that itself."""
+    tokenizer = firth.Tokenizer.train(papers[:60], "unigram", 400)
+    shape = {"num_layers": 1, "hidden_size": 16, "num_heads": 1, "intermediate_size": 16}
+    config = BertConfig(vocab_size=tokenizer.vocabulary.size, **shape)
+    model = firth.LanguageModel(Bert(config, pooler=False).eval(), tokenizer, precision="float32")
+    text = "x y <b"
+    assert tokenizer.encode(text).tokens[4:-1] == ["y", "▁", "<unk>", "b"]
+    (found,) = model.embed([text], unit="word")
+    assert found.units == ["x", "y", "<", "b"]
+    assert found.offsets.tolist() == [[0, 1], [2, 3], [4, 5], [5, 6]]
+    states = model.hidden_states([text])[0].values[-1]
+    np.testing.assert_allclose(found.vectors[2], states[5:7].mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.vectors[3], states[7], atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
@@ -416,6 +520,33 @@ def test_scores_do_not_depend_on_how_many_texts_are_copied_together(lm, monkeypa
         assert one.text == other.text
         np.testing.assert_allclose(one.log_probabilities, other.log_probabilities, atol=1e-5)
     assert lm.score([]) == []
+
+
+def test_scores_are_computed_in_pieces_whatever_the_length(lm, monkeypatch):
+    """Of a single text, too, few copies are held at a time, and few rows over the vocabulary."""
+    (whole,) = lm.score(SENTENCES[3:4])
+    size, length = lm.tokenizer.vocabulary.size, len(whole.tokens) + 2
+    copies, rows = [], []
+
+    def run(self, ids, compute, **how):
+        copies.append(sum(map(len, ids)))
+        return original(self, ids, compute, **how)
+
+    def scores(engine, states, original=scoring.blank_scores):
+        rows.append(len(states))
+        return original(engine, states)
+
+    original = Engine.run
+    monkeypatch.setattr(Engine, "run", run)
+    monkeypatch.setattr(scoring, "blank_scores", scores)
+    monkeypatch.setattr(scoring, "_TOGETHER", 5 * length)
+    monkeypatch.setattr(scoring, "_CHUNK_SCORES", 3 * size)
+    (found,) = lm.score(SENTENCES[3:4])
+    np.testing.assert_allclose(found.log_probabilities, whole.log_probabilities, atol=1e-5)
+    assert len(copies) == -(-len(whole.tokens) // 5)
+    assert max(copies) <= 5 * length
+    assert max(rows) == 3
+    assert sum(rows) == len(whole.tokens)
 
 
 def test_a_text_of_words_scores_as_its_string(lm):

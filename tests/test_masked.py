@@ -91,6 +91,13 @@ def test_the_rate_follows_its_schedule():
     assert counts == [600, 440, 300]  # round(22.5) is 22
 
 
+@pytest.mark.parametrize("units", ["span", "word"])
+def test_validation_changes_the_rate_alone(units):
+    rest = {"units": units, "mask_share": 0.5, "random_share": 0.2}
+    found = MaskedLM(rate=0.4, final_rate=0.3, **rest).for_validation()
+    assert found == MaskedLM(rate=0.15, final_rate=None, **rest)
+
+
 def test_the_loss_is_the_cross_entropy_at_the_predicted_positions():
     model = tiny_bert()
     batch = MaskedLM().prepare(sequences_of([20, 9, 33]), np.random.default_rng(0))

@@ -191,6 +191,57 @@ def test_a_stopped_build_goes_on(lm, corpus, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "whole"]
 
 
+def test_a_build_that_is_killed_at_its_end_has_nothing_to_read_again(
+    lm, corpus, index, tmp_path, monkeypatch
+):
+    def killed(path, sync=index_building.sync):
+        if path.name == "norms.f32":
+            raise KeyboardInterrupt
+        sync(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index_building, "sync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lm.index_words(corpus, tmp_path / "index")
+    monkeypatch.setattr("firth.api.neighbours.word_vectors", None)
+    found = lm.index_words(corpus, tmp_path / "index")
+    assert bytes_of(found, *ROW_FILES) == bytes_of(index, *ROW_FILES)
+    assert not (tmp_path / "index" / "progress.json").exists()
+
+
+def test_two_builds_of_one_index_do_not_mix(lm, corpus, index, tmp_path, monkeypatch):
+    """The second is told of the first, at any moment of it, and the first goes on undisturbed."""
+    refused = []
+
+    def disturbed(*arguments):
+        if len(refused) < 2:
+            with pytest.raises(ConfigError, match="another process is building"):
+                lm.index_words(corpus, tmp_path / "index")
+            refused.append(True)
+        return word_vectors(*arguments)
+
+    monkeypatch.setattr("firth.api.neighbours.word_vectors", disturbed)
+    found = lm.index_words(corpus, tmp_path / "index")
+    assert len(refused) == 2
+    assert bytes_of(found, *ROW_FILES) == bytes_of(index, *ROW_FILES)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_rows_that_another_program_wrote_are_seen(lm, corpus, tmp_path, monkeypatch):
+    """Where the disk has no locks."""
+
+    def disturbed(*arguments):
+        with (tmp_path / "index.part" / "places.u32").open("ab") as file:
+            file.write(b"\0" * 16)
+        monkeypatch.setattr("firth.api.neighbours.word_vectors", word_vectors)
+        return word_vectors(*arguments)
+
+    monkeypatch.setattr("firth.api.neighbours.word_vectors", disturbed)
+    with pytest.raises(CheckpointError, match=r"places\.u32: found .* bytes, expected .* delete"):
+        lm.index_words(corpus, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
 def test_what_was_begun_for_other_text_is_thrown_away(lm, corpus, index, tmp_path, monkeypatch):
     part = tmp_path / "index.part"
     part.mkdir()
@@ -277,6 +328,21 @@ def test_which_words_are_indexed(how, expected, lm, tmp_path):
     )
     index = lm.index_words(corpus, tmp_path / "index", **how)
     assert " ".join(index.words[i] for i in index.types) == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"min_count": 0}, "min_count is 0; expected at least 1"),
+        ({"skip_frequent": -1}, "skip_frequent is -1; expected at least 0"),
+        ({"words": ("tide",), "min_count": 2}, "beside words, min_count has no effect"),
+        ({"words": ("tide",), "skip_frequent": 3}, "beside words, skip_frequent has no effect"),
+    ],
+)
+def test_settings_that_choose_no_words(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        index_building.WordFilter(**wrong)
+    assert index_building.WordFilter(words=("tide",), min_count=1, skip_frequent=0)
 
 
 def test_words_that_do_not_occur(lm, corpus, index, tmp_path):
@@ -459,6 +525,9 @@ def test_search_is_that_by_brute_force(index):
         found = cosines(index, query, directions=remove)
         np.testing.assert_allclose(found, expected, atol=2e-3)
     assert index.automatic == 1
+    np.testing.assert_array_equal(
+        cosines(index, query, directions=np.int64(5)), cosines(index, query, directions=5)
+    )
 
 
 def test_nearest_come_first_and_once_a_sentence(index):
@@ -488,6 +557,8 @@ def test_same_word_and_other_words(lm, index):
     assert "model" not in {one.word.lower() for one in other}
     with pytest.raises(ConfigError, match="needs to know the word"):
         nearest_occurrences(index, np.ones(index.dimensions), among="same")
+    with pytest.raises(ConfigError, match="among is 'others'; expected all, same or other"):
+        lm.neighbours(text, index, among="others")
     with pytest.raises(ConfigError, match="top_k is 0"):
         lm.neighbours(text, index, top_k=0)
     with pytest.raises(ConfigError, match="directions is 4000; expected auto, off"):

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,6 +159,8 @@ def transformer_run(tmp_path_factory, spelled):
             "training.batch_tokens": 1024,
             "training.evaluate_every": 250,
             "training.optimizer.lr": 3e-3,
+            "training.schedule.shape": "linear",  # to 0, so that what is nearly learned settles
+            "training.precision": "float32",
             "data.max_length": 24,
             "model.max_length": 24,
             "model.dropout": 0.0,
@@ -166,7 +169,10 @@ def transformer_run(tmp_path_factory, spelled):
         }
     )
     corpus = ParallelCorpus.from_files(spelled / "train.a", spelled / "train.b")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     firth.pretrain(chosen, corpus, path)
+    torch.set_num_threads(before)
     return path
 
 
@@ -175,13 +181,13 @@ def _per_token(written):
 
 
 def test_the_transformer_learns_to_translate(transformer_run, spelled):
-    lm = firth.load(transformer_run)
+    lm = firth.load(transformer_run, precision="float32")
     assert isinstance(lm, firth.LanguageModel)
     sources = (spelled / "test.a").read_text().splitlines()
     targets = (spelled / "test.b").read_text().splitlines()
     found = lm.generate(sources, max_tokens=12)
     right = sum(one.continuation == target for one, target in zip(found, targets, strict=True))
-    assert right >= 40  # of 60, none of them seen; by chance none
+    assert right >= 40  # of 60; 53, and 56 with another seed; by chance none
     assert all(one.text == one.continuation for one in found)
     assert [one.source for one in found] == sources
     alone = lm.generate(sources[7], max_tokens=12)
@@ -241,3 +247,9 @@ def test_t5_learns_on_papers(tmp_path, papers):
     vectors = lm.embed(["The parser reads a sentence.", "It rained."])
     assert vectors.shape == (2, 128)
     assert isinstance(lm.generate("The parser <extra_id_0> a sentence.").continuation, str)
+
+
+def test_half_a_character_in_a_pair_is_named():
+    corpus = ParallelCorpus.of([("one", "eins"), ("two", "zw\ud800ei")])
+    with pytest.raises(DataError, match=r"document 2: character 2 is '\\ud800'"):
+        corpus.fingerprint()

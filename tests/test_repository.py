@@ -6,6 +6,7 @@ import gzip
 import importlib.metadata
 import io
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import firth
+from firth.errors import UnsupportedError
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -75,6 +77,68 @@ def test_help_leaves_torch_alone():
     loaded = _modules_after(code)
     assert "firth.cli" in loaded
     assert loaded & {"torch", "transformers"} == set()
+
+
+def test_the_tests_reach_this_machine_alone():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname()).close()
+    with socket.socket() as client:
+        for call in (client.connect, client.connect_ex):
+            with pytest.raises(pytest.fail.Exception, match=r"the network .* '192\.0\.2\.1'"):
+                call(("192.0.2.1", 80))
+    with pytest.raises(pytest.fail.Exception, match=r"the network .* 'example\.org'"):
+        socket.create_connection(("example.org", 80))
+
+
+def _start_tensorboard(folder: Path) -> None:
+    from firth.training.tracking import _summary_writer
+
+    _summary_writer(folder, 0)
+
+
+def _measure_bleu(_folder: Path) -> None:
+    from firth.tasks.text_to_text import sacrebleu_metrics
+
+    sacrebleu_metrics()
+
+
+def _read_hdf5(_folder: Path) -> None:
+    from firth.interop.allennlp import _h5py
+
+    _h5py()
+
+
+def _compile_loops(_folder: Path) -> None:
+    from firth.training.word_vectors import kernels
+
+    kernels("word_context_kernels")
+
+
+@pytest.mark.parametrize(
+    ("extra", "missing", "use"),
+    [
+        ("track", "tensorboard", _start_tensorboard),
+        ("translate", "sacrebleu", _measure_bleu),
+        ("elmo", "h5py", _read_hdf5),
+        ("static", "numba", _compile_loops),
+    ],
+)
+def test_a_missing_package_names_its_extra(extra, missing, use, tmp_path, monkeypatch):
+    """That of `data` is in test_formats.py; what is in `hf` the library itself never imports."""
+    for name in list(sys.modules):  # modules that were imported with it are imported again
+        if name.startswith(("firth.objectives.word_context_kernels", "torch.utils.tensorboard")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UnsupportedError, match=rf"pip install 'firth\[{extra}\]'"):
+        use(tmp_path)
+    wanted = {Requirement(one).name for one in _project()["optional-dependencies"][extra]}
+    assert missing in wanted
+
+
+def test_the_source_distribution_takes_files_by_their_place():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    patterns = build["targets"]["sdist"]["include"]
+    assert [p for p in patterns if not p.startswith("/") or not (ROOT / p[1:]).exists()] == []
 
 
 def test_every_verb_is_in_help():

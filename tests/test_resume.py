@@ -70,7 +70,14 @@ def test_killed_at_random_steps_and_resumed_bit_for_bit(tmp_path, optimizer):
         wait_for_step(killed, rng.randint(3, 18) + (15 if workers == "1" else 0))
         process.kill()
         process.communicate()
+    path = checkpoint.find(killed)
+    assert path is not None
+    resumed_at = checkpoint.read_record(path)["step"]
+    assert resumed_at > 0
+    before = [row for row in read_metrics(killed) if row["step"] <= resumed_at]
     assert finish(start(killed, "3", "1", optimizer)) == 0
+    # With their times, which steps done again would not have again.
+    assert [row for row in read_metrics(killed) if row["step"] <= resumed_at] == before
     expected, found = final_weights(tmp_path / "whole"), final_weights(killed)
     assert expected.keys() == found.keys()
     for name, value in expected.items():

@@ -4,9 +4,11 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
+import threading
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 
 import firth.text.shards as shards_module
+from firth.atomic import write_file
 from firth.errors import DataError, ResourceError
 from firth.text.shards import Shards, unigram_entropy, write_shards
 from firth.text.tokenizers import Tokenizer
@@ -151,10 +154,12 @@ def test_tokenizers_that_look_across_words_get_whole_documents(trained):
         change("wordpiece", normalizer=normalizers.Replace(" ", "")),
         change("wordpiece", pre_tokenizer=pre_tokenizers.Split("tide", "isolated")),
     ]
-    documents = ["the old wall\n\n\u0301 turns", " the tide  tide", "", "[MASK]"]
+    documents = ["the old wall\n\n\u0301 turns", " the tide  tide", ""]
     for tokenizer_json in others:
         assert not caches(tokenizer_json)[0].by_words
         assert_equal_to_whole_documents(tokenizer_json, documents)
+    # A word of which WordPiece has no piece, though the mask is of this name.
+    assert caches(others[-1])[0].encode(["[MASK]"]).ids.tolist() == [1]
 
 
 def test_white_space_is_that_of_the_library():
@@ -411,3 +416,38 @@ def test_unigram_entropy_is_that_of_the_frequencies(tmp_path, monkeypatch):
     sampled = Shards.open(tmp_path)
     assert sampled.token_counts.sum() == 2048
     assert abs(sampled.token_counts[a] - 1024) < 150
+
+
+def test_what_a_run_killed_at_its_end_has_left_is_removed(trained, tmp_path):
+    corpus = Texts(DOCUMENTS)
+    write_shards(corpus, trained["bpe"], tmp_path, workers=1)
+    before = contents(tmp_path)
+    (tmp_path / "unfinished.json").write_bytes(before["manifest.json"])
+    (tmp_path / "unfinished.json.123-124.part").write_text("{")
+    write_shards(corpus, trained["bpe"], tmp_path, workers=1)
+    assert contents(tmp_path) == before
+
+
+def test_two_who_write_one_file_leave_one_whole(tmp_path):
+    path, begun = tmp_path / "out.txt", threading.Barrier(2)
+    names = []
+
+    def write(letter: str) -> None:
+        def fill(temporary: Path) -> None:
+            names.append(temporary.name)
+            with temporary.open("w") as file:
+                file.write(letter * 10)
+                begun.wait()
+                file.write(letter * 10)
+
+        write_file(path, fill)
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in ("a" * 20, "b" * 20)
+    assert list(tmp_path.iterdir()) == [path]
+    assert all(re.fullmatch(rf"out\.txt\.{os.getpid()}-\d+\.part", name) for name in names)
+    assert len({*names}) == 2

@@ -1,6 +1,8 @@
 import copy
 import functools
+import itertools
 import json
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -556,3 +558,144 @@ def test_settings_beside_the_file_count_as_in_transformers(kind, settings, tmp_p
         changed += ids != plain.encode(text, special_tokens=False).ids.tolist()
     assert changed
     assert "tokenizer_config.json says otherwise" in caplog.text
+
+
+def unigram_with_special_pieces() -> Tokenizer:
+    """As XLM-R's: its special tokens are pieces, with the best scores of all."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [*((name, 0.0) for name in special), *((f"▁{w}", -3.0) for w in ("the", "dog"))]
+    pieces += [(character, -6.0) for character in "abcdefghijklmnopqrstuvwxyz▁<>/"]
+    library = tokenizers.Tokenizer(tokenizers.models.Unigram([*pieces, ("<mask>", 0.0)], 3))
+    cutters = tokenizers.pre_tokenizers
+    library.pre_tokenizer = cutters.Sequence([cutters.WhitespaceSplit(), cutters.Metaspace()])
+    library.decoder = tokenizers.decoders.Metaspace()
+    mask = tokenizers.AddedToken("<mask>", lstrip=True)
+    library.add_special_tokens([*special, mask, "<extra>"])
+    library.add_tokens(["zebra"])  # behind a special token that is no piece
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return Tokenizer(library.to_str())
+
+
+def test_special_tokens_that_are_pieces_are_text_in_documents():
+    tokenizer = unigram_with_special_pieces()
+    document = "the dog <s>ran</s> <mask> <unk> zebra <pad>"
+    (ids, opens_word), *_ = tokenizer.encode_documents([document])
+    tokens = [tokenizer.token(i) for i in ids]
+    assert not {*ids.tolist()} & {*tokenizer.vocabulary.special}
+    assert "".join(tokens).replace("▁", "") == document.replace(" ", "")
+    assert tokens[:6] == ["▁the", "▁dog", "▁", "<", "s", ">"]
+    assert "zebra" in tokens
+    assert opens_word.sum() == 7
+    marked = tokenizer.encode("the <mask> dog").tokens
+    assert marked == ["<s>", "▁the", "<mask>", "▁dog", "</s>"]
+
+
+def test_words_of_documents_open_where_words_of_texts_do():
+    """Also where the tokenizer cuts none, as Llama's."""
+    description = json.loads(unigram_with_special_pieces().to_json())
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
+    description["pre_tokenizer"] = {**metaspace, "split": False}
+    description["decoder"] = {**metaspace, "split": True}
+    tokenizer = Tokenizer(json.dumps(description))
+    text = "the dog  ran"
+    ids, opens_word = tokenizer.encode_documents([text])[0]
+    assert [tokenizer.token(i) for i in ids] == ["▁the", "▁dog", "▁", "▁", "r", "a", "n"]
+    assert opens_word.tolist() == [True, True, False, True, False, False, False]
+    words = tokenizer.encode(text, special_tokens=False).words
+    assert opens_word.tolist() == (np.diff(words, prepend=-1) != 0).tolist()
+
+
+def test_cutting_in_one_thread_leaves_the_others_alone(trained):
+    tokenizer, text = trained["wordpiece"], "the old wall " * 20
+    whole = len(tokenizer.encode(text).ids)
+    end, lengths, cut = threading.Event(), set(), set()
+
+    def shorten() -> None:
+        while not end.is_set():
+            cut.update(map(len, tokenizer.encode_ids([text] * 4, max_length=8)))
+
+    thread = threading.Thread(target=shorten)
+    thread.start()
+    try:
+        for _ in range(300):
+            lengths.add(len(tokenizer.encode(text).ids))
+    finally:
+        end.set()
+        thread.join()
+    assert lengths == {whole}
+    assert cut == {8}
+
+
+@pytest.mark.parametrize("length", [3, 5, 8, 13])
+def test_cut_texts_are_those_of_the_library(tokenizer, length):
+    if tokenizer._reader is not None:
+        pytest.skip("cut by firth itself")
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    library.enable_truncation(length, strategy="longest_first")
+    texts = ["The high tide turns <mask> the [MASK] wall", "Über", ""]
+    found = [ids.tolist() for ids in tokenizer.encode_ids(texts, max_length=length)]
+    assert found == [library.encode(text).ids for text in texts]
+    if length > 3:
+        pairs = list(itertools.product(texts, texts))
+        found = [ids.tolist() for ids, _ in tokenizer.encode_pairs_ids(pairs, max_length=length)]
+        assert found == [library.encode(*pair).ids for pair in pairs]
+
+
+def test_a_length_without_room_for_special_tokens_is_refused(trained):
+    for kind, pair in zip(KINDS, (3, 4, 4, 3, 3), strict=True):
+        tokenizer = trained[kind]
+        assert [len(ids) for ids in tokenizer.encode_ids(["the tide"], max_length=2)] == [2]
+        with pytest.raises(ConfigError, match=r"max_length is 1, .* alone are 2; give at least 2"):
+            tokenizer.encode_ids(["the tide"], max_length=1)
+        with pytest.raises(ConfigError, match=f"alone are {pair}; give"):
+            tokenizer.encode_pairs_ids([("the", "tide")], max_length=pair - 1)
+        cut = tokenizer.encode_ids(["the tide turns"], special_tokens=False, max_length=1)
+        assert list(map(len, cut)) == [1]
+
+
+def test_words_and_documents_with_half_a_character_are_refused(trained):
+    for kind in KINDS:
+        with pytest.raises(DataError, match=r"document 2: character 1 is '\\ud800'"):
+            trained[kind].encode_documents(["the tide", "a\ud800"])
+        with pytest.raises(DataError, match="surrogate"):
+            trained[kind].encode(["the", "a\ud800"])
+
+
+def test_a_word_of_which_folding_leaves_nothing_has_no_token():
+    tokenizer = Tokenizer.train(DOCUMENTS, "word", 100, strip_accents=True)
+    for encoding in (tokenizer.encode(["\u0301", "the"]), tokenizer.encode("\u0301 the")):
+        assert encoding.tokens == ["[CLS]", "the", "[SEP]"]
+    assert tokenizer.encode(["\u0301", "the"]).words.tolist() == [-1, 1, -1]
+
+
+def test_long_words_of_scripts_without_spaces_are_spelled(caplog):
+    clause = "กินข้าวแล้ว" * 20  # 220 characters
+    tokenizer = Tokenizer.train([f"{clause} {clause}"] * 20, "wordpiece", 100)
+    assert "[UNK]" not in tokenizer.encode(clause).tokens
+    assert json.loads(tokenizer.to_json())["model"]["max_input_chars_per_word"] == 1000
+    report = vocabulary_report(tokenizer, [clause])
+    assert (report.num_unknown, report.num_unknown_characters) == (0, 0)
+    assert caplog.messages == []
+
+
+def test_the_report_says_how_many_characters_are_unknown(trained, caplog):
+    report = vocabulary_report(trained["wordpiece"], ["The tide xyzxyzxyz turns"])
+    assert (report.num_unknown, report.num_unknown_characters) == (1, 9)
+    assert report.unknown_character_share == 9 / 21
+    assert dict(report.rows())["characters in unknown tokens"] == "42.857%"
+    assert caplog.messages[0].startswith("42.9% of the characters are in words that the vocabulary")
+    caplog.clear()
+    vocabulary_report(trained["word"], ["The tide xyzxyzxyz turns"])  # as it is meant to be
+    assert caplog.messages == []
+
+
+def test_the_report_of_a_vocabulary_without_unknown_token(trained):
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"<|endoftext|>": 0, "a": 1, "c": 2}, []))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.add_special_tokens(["<|endoftext|>"])
+    report = vocabulary_report(Tokenizer(library.to_str()), ["ac ccc"])
+    assert (report.num_tokens, report.num_unknown, report.unknown_share) == (5, 0, 0.0)

@@ -59,8 +59,10 @@ def exact(**changes) -> Training:
         (Schedule(shape="linear", warmup=0.1), {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.5, 99: 1 / 90}),
         (Schedule(shape="linear", warmup=10, floor=0.2), {9: 1.0, 55: 0.6, 99: 0.2 + 0.8 / 90}),
         (Schedule(shape="cosine", warmup=0.1), {55: 0.5, 99: 0.0003, 32: 0.860}),
+        (Schedule(shape="cosine", warmup=0.1, floor=0.1), {9: 1.0, 55: 0.55, 99: 0.1003}),
         (Schedule(shape="inverse_sqrt", warmup=0.04), {3: 1.0, 15: 0.5, 99: 0.2}),
         (Schedule(shape="trapezoid", warmup=0.1, decay=0.4), {9: 1.0, 60: 1.0, 80: 0.5, 99: 0.025}),
+        (Schedule(shape="trapezoid", decay=0.4, floor=0.2), {60: 1.0, 80: 0.6, 99: 0.22}),
         (Schedule(shape="constant", warmup=0), {0: 1.0, 99: 1.0}),
     ],
 )
@@ -200,6 +202,31 @@ def test_a_run_that_stops_where_validation_is_due_does_not_miss_it(tmp_path):
         train(State.begin(tiny_bert(), settings), Stopping(), batches(), settings, plan)
     train(State.begin(tiny_bert(), settings), MaskedLM(), batches(), settings, plan)
     assert [row["step"] for row in read_metrics(tmp_path) if "valid_loss" in row] == [10, 20]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(
+    interrupted, tmp_path, monkeypatch
+):
+    """Also where the run was taken up again after it: the lowest loss is kept."""
+
+    class Stopping(MaskedLM):
+        def loss(self, model, batch):
+            if next(count) == 25 and interrupted:
+                signal.raise_signal(signal.SIGINT)
+            return super().loss(model, batch)
+
+    count, losses = itertools.count(1), iter([3.0, 2.0, 4.0])
+    monkeypatch.setattr("firth.training.run.mean_loss", lambda *_: next(losses))
+    settings = exact(log_every=30, evaluate_every=10, save_every=10)
+    plan = Run(path=tmp_path, total_steps=30, valid={"": HeldOut(batches(), 1)})
+    if interrupted:
+        with pytest.raises(Interrupted, match="after step 25 of 30"):
+            train(State.begin(tiny_bert(), settings), Stopping(), batches(), settings, plan)
+    loss = train(State.begin(tiny_bert(), settings), Stopping(), batches(), settings, plan)
+    assert loss == 4.0
+    last, best = ((tmp_path / "checkpoints" / n).read_text() for n in ("last", "best"))
+    assert (best, last) == ("step-00000020", "step-00000030")
 
 
 def test_workers_do_not_change_a_step():

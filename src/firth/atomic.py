@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,7 +32,7 @@ def write_file(
     """Lets `write` fill a temporary file beside `path`, then moves it into place.
 
     Args:
-        path: the file.
+        path: the file. Of several processes that write it at the same time, the last one wins.
         write: fills the file whose name it is given.
         needed: bytes that it may take, where known.
 
@@ -39,7 +40,10 @@ def write_file(
         ResourceError: if the disk is full or not writable.
     """
     path = Path(path)
-    temporary = temporary_path(path)
+    # Processes and threads that write one file at a time must not write into each other's.
+    temporary = temporary_path(
+        path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}")
+    )
     try:
         with resource_errors(path, needed):
             write(temporary)

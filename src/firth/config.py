@@ -122,13 +122,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Reads a TOML file.
 
     Raises:
-        ConfigError: if the file is missing or is not TOML, with the line.
+        ConfigError: if the file is missing, cannot be read or is not TOML, with the line.
     """
     try:
-        with Path(path).open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
+        return tomllib.loads(_read(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
 
@@ -137,17 +134,29 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        ConfigError: if the file is missing or is not JSON, with the line, or holds no object.
+        ConfigError: if the file is missing, cannot be read or is not JSON, with the line, or holds
+            no object.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except ValueError as error:
+        found = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a JSON file: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: found {str(found)[:40]}, expected a JSON object")
     return found
+
+
+def _read(path: str | Path) -> str:
+    """The text of a file, without the byte-order mark that some editors put there."""
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory, expected a file of settings; name the file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def check_types(config: Any) -> None:

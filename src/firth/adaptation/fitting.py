@@ -137,10 +137,8 @@ def fit(
     at_step(0)
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
     best: Fitted | None = None
-    losses: list[float] = []
-    found: list[float] = []
+    losses, found, kept = list[float](), list[float](), []
     waited, broken, collapsed = 0, False, False
-    kept: Scores = []
     for step in steps(state, objective, batches, training, total_steps=total_steps):
         if broken := not np.isfinite(step.loss):
             logger.warning("seed %d: the loss became %s", training.seed, step.loss)
@@ -150,8 +148,7 @@ def fit(
         if step.step % every and step.step != total_steps:
             continue
         scores = evaluate()
-        report = task.evaluate(scores, dev)
-        collapsed = task.degenerate(scores, dev)
+        report, collapsed = task.evaluate(scores, dev), task.degenerate(scores, dev)
         waited = waited + 1 if best and report.score <= best.report.score else 0
         if waited == 0 or _as_good(report, collapsed, best):
             best, kept = replace(keep(report, step.step), degenerate=collapsed), scores
@@ -163,11 +160,8 @@ def fit(
         best = keep(report, state.step)
     network.load_state_dict(best.weights, strict=False)
     _tell_of_dev(found, best, len(dev))
-    idle = collapsed or best.degenerate
-    if best.steps <= every and _is_flat(losses) and len(kept):
-        # By chance dev is as much as one standard error, at most, better than by one answer.
-        constant = task.evaluate(_one_answer(kept), dev).score
-        idle |= best.report.score <= constant + len(dev) ** -0.5
+    still = best.steps <= every and _is_flat(losses) and _is_chance(task, kept, best, dev)
+    idle = collapsed or best.degenerate or still
     return replace(best, degenerate=broken or (idle and total_steps >= _ENOUGH))
 
 
@@ -177,6 +171,14 @@ def _as_good(report: Report, collapsed: bool, best: Fitted | None) -> bool:
     Few examples give the same score many times, and later weights have learned more.
     """
     return best is None or (report.score == best.report.score and collapsed <= best.degenerate)
+
+
+def _is_chance(task: Task, scores: Scores, best: Fitted, dev: Sequence[Example]) -> bool:
+    """Whether dev is no more than a standard error better than with one answer for everything."""
+    if not len(scores):
+        return True
+    constant = task.evaluate(_one_answer(scores), dev).score
+    return best.report.score <= constant + len(dev) ** -0.5
 
 
 def _one_answer(scores: Scores) -> Scores:

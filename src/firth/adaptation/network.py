@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from firth.errors import ConfigError, DataError
-from firth.inference.forward import Engine, windows
+from firth.inference.forward import Context, Engine, windows
 from firth.models.heads import Head, RecurrentHead, WordHead
 from firth.models.mix import LayerMix, SequenceHead, pool, pool_words
 from firth.protocols import (
@@ -165,12 +165,22 @@ class EncodedExamples:
         tokenizer: TaskTokenizer,
         max_length: int,
         unit: Unit = "sequence",
+        context: Context = "both",
     ) -> "EncodedExamples":
-        """Encodes texts, pairs with their segments, or the words of texts."""
+        """Encodes texts, pairs with their segments, or the words of texts.
+
+        Args:
+            examples: the texts.
+            tokenizer: of the model.
+            max_length: tokens of a sequence.
+            unit: what the task is about.
+            context: where the model looks, which decides in which window a word of a long text is
+                read (see `windows`).
+        """
         every = np.arange(len(examples) + 1)
         if unit == "word":
             texts = [example.texts[0] for example in examples]
-            return _encode_words(texts, tokenizer, max_length)
+            return _encode_words(texts, tokenizer, max_length, context)
         if examples and len(examples[0].texts) == 2:
             _leave_room(tokenizer.encode_pairs_ids([("", "")])[0][0], max_length)
             pairs = [(example.texts[0], example.texts[1]) for example in examples]
@@ -242,14 +252,14 @@ def _ends(counts: np.ndarray) -> np.ndarray:
 
 
 def _encode_words(
-    texts: Sequence[Text], tokenizer: TaskTokenizer, max_length: int
+    texts: Sequence[Text], tokenizer: TaskTokenizer, max_length: int, context: Context
 ) -> EncodedExamples:
     if text := next((text for text in texts if isinstance(text, str)), None):
         raise DataError(
             f"found the text {text[:40]!r}, expected a list of words (task.example cuts)"
         )
     encodings = tokenizer.encode_batch(texts)
-    pieces = windows(encodings, max_length)
+    pieces = windows(encodings, max_length, context=context)
     first = np.searchsorted([piece.text for piece in pieces], np.arange(len(texts) + 1))
     words = [
         _token_ranges(encoding.words, len(text))

@@ -86,7 +86,7 @@ class AdaptedModel:
         each example.
         """
         length, unit = self.adaptation.max_length, self.task.unit
-        data = EncodedExamples.of(examples, self.tokenizer, length, unit)
+        data = EncodedExamples.of(examples, self.tokenizer, length, unit, self.engine.context)
         return score_examples(self.engine, data)
 
     def predict(self, texts: Sequence[Text | tuple[Text, Text]]) -> list[Any]:

@@ -84,7 +84,8 @@ def adapt(
     task = _with_labels(task, train, dev)
     length = min(adaptation.max_length, lm.max_length)
     make = partial(_network, lm, task, adaptation, seeds[0])
-    parts = [EncodedExamples.of(p, lm.tokenizer, length, task.unit) for p in (train, dev)]
+    encode = partial(EncodedExamples.of, tokenizer=lm.tokenizer, max_length=length)
+    parts = [encode(p, unit=task.unit, context=lm.engine.context) for p in (train, dev)]
     _report_cuts(parts[0], length, task)
     seen, held_out = (adaptation.prepare(make, part) for part in parts)
     data = _Data((train, seen), (dev, held_out))

@@ -29,7 +29,9 @@ class Generated:
     """Empty where there is a source."""
     continuation: str
     tokens: list[str]
-    """Those of the continuation."""
+    """Those of the continuation, in its order. Where a stop string was cut off, the last one is the
+    token of the last character shown, white space aside (backward, the first one likewise); it may
+    hold the beginning of the stop string, too."""
     log_probabilities: np.ndarray
     """Of the tokens and, where there is one, of the closing token, in nats."""
     ended: Ended
@@ -126,15 +128,19 @@ def _stops(lm: LanguageModel, stop: Sequence[str], how: Decoding) -> Stop:
     def stops(prompt: np.ndarray, ids: Sequence[int]) -> bool:
         if not stop:
             return False
-        added = lm.tokenizer.decode(ids[::-1]) if how.backward else _added(lm, prompt, ids)
+        added = _written(lm, prompt, ids, how)
         return any(word in added for word in stop)
 
     return stops
 
 
-def _added(lm: LanguageModel, prompt: Sequence[int] | np.ndarray, ids: Sequence[int]) -> str:
-    """What the tokens add to a prompt, a space between them included."""
+def _written(
+    lm: LanguageModel, prompt: Sequence[int] | np.ndarray, ids: Sequence[int], how: Decoding
+) -> str:
+    """What the tokens add behind a prompt, a space between them included, or before it."""
     decode = lm.tokenizer.decode
+    if how.backward:
+        return decode(ids[::-1])
     return decode([*prompt, *ids]).removeprefix(decode([*prompt]))
 
 
@@ -185,38 +191,37 @@ def _closing(lm: LanguageModel, how: Decoding) -> list[int]:
 def _generated(
     lm: LanguageModel, text: str, one: Continuation, stop: Sequence[str], how: Decoding
 ) -> Generated:
-    if how.backward:
-        return _written_before(lm, text, one, stop)
     own = isinstance(lm.model, SourceToTarget)  # it does not continue what it reads
-    ids = [] if own else lm.tokenizer.encode(text).ids.tolist()
-    added = _added(lm, ids, one.ids)
-    for word in stop:
-        added = added.partition(word)[0] if word in added else added
+    prompt = [] if own or how.backward else lm.tokenizer.encode(text).ids.tolist()
+    whole = _written(lm, prompt, one.ids, how)
+    shown = before_stop(whole, stop, backward=how.backward)
+    count = len(one.ids)
+    if shown != whole:
+        # In most vocabularies the token of a word has the space before it, which is no part of it.
+        while count and shown.strip() in _written(lm, prompt, one.ids[: count - 1], how):
+            count -= 1
+    turn = -1 if how.backward else 1
+    logs = one.log_probabilities if shown == whole else one.log_probabilities[:count]
     return Generated(
         prompt="" if own else text,
         source=text if own else "",
-        continuation=added,
-        tokens=[lm.tokenizer.token(i) for i in one.ids],
-        log_probabilities=np.array(one.log_probabilities),
+        continuation=shown,
+        tokens=[lm.tokenizer.token(i) for i in one.ids[:count][::turn]],
+        log_probabilities=np.array(logs[::turn]),
         ended=one.ended or "length",
+        backward=how.backward,
     )
 
 
-def _written_before(
-    lm: LanguageModel, text: str, one: Continuation, stop: Sequence[str]
-) -> Generated:
-    ids = one.ids[::-1]
-    added = lm.tokenizer.decode(ids)
-    for word in stop:
-        added = added.rpartition(word)[2]
-    return Generated(
-        prompt=text,
-        continuation=added,
-        tokens=[lm.tokenizer.token(i) for i in ids],
-        log_probabilities=np.array(one.log_probabilities[::-1]),
-        ended=one.ended or "length",
-        backward=True,
-    )
+def before_stop(text: str, stop: Sequence[str], *, backward: bool = False) -> str:
+    """What was written before the first stop string, whatever their order in the list.
+
+    Of a text written backward, that is what stands behind the last one.
+    """
+    met = [word for word in stop if word in text]
+    if backward:
+        return text[max((text.rfind(word) + len(word) for word in met), default=0) :]
+    return text[: min(map(text.find, met), default=len(text))]
 
 
 def _may_stop(text: str, stop: Sequence[str]) -> bool:

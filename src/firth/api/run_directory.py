@@ -5,21 +5,20 @@ RUN/recipe.json  "requested": the recipe as it was asked for
                  "text": a hash of each part of the text, and of the file of spans
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from firth import __version__
 from firth.api.training_text import AnyCorpus, by_language
-from firth.atomic import resource_errors, write_text
+from firth.atomic import write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.errors import ConfigError, DataError
 from firth.interop.files import refuse_to_overwrite
+from firth.locks import only_process
 from firth.recipes import Recipe
 from firth.text.corpus import Corpus
 from firth.text.files import digest_file
@@ -35,33 +34,13 @@ def only_writer(run: Path) -> Iterator[None]:
         ConfigError: if another process holds it.
         ResourceError: if it cannot be made.
     """
-    new = not run.exists()
-    with resource_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run, os.O_RDONLY)
-    try:
-        if not _locked(descriptor):
+    with only_process(run) as held:
+        if not held:
             raise ConfigError(
                 f"another process is training in {run}; wait for it, stop it, or choose another "
                 "directory with -o"
             )
         yield
-    finally:
-        os.close(descriptor)
-        if new:
-            with suppress(OSError):  # it is not empty, unless nothing came of the run
-                run.rmdir()
-
-
-def _locked(descriptor: int) -> bool:
-    """Whether the lock was got; it goes with the process, however that ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a disk without locks
-        pass
-    return True
 
 
 def read_recipe(run: Path) -> Recipe:

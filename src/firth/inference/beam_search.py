@@ -15,6 +15,7 @@ from firth.inference.generation import (
     Reader,
     Stop,
     penalised,
+    tokens_of_text,
 )
 
 
@@ -56,7 +57,7 @@ class _Search:
             The row that each open hypothesis goes on from, and its new token; none at the end.
         """
         logs = torch.log_softmax(scores, dim=-1)
-        history = [np.array([*self.prompt, *one.ids]) for one in self.open]
+        history = (tokens_of_text(self.prompt, one.ids, ends) for one in self.open)
         ranked = penalised(logs, history, how.repetition_penalty).cpu().double()
         totals = torch.tensor([one.total for one in self.open], dtype=torch.float64)
         sums = (totals[:, None] + ranked).flatten()

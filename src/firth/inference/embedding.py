@@ -1,10 +1,11 @@
 """Vectors for sentences, words and tokens, from any layers."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,12 +36,17 @@ def chosen_layers(layers: Layers, num_layers: int) -> tuple[int, ...] | None:
     """The wanted entries of `hidden_states` (0 is the embedding output), or None for just the last.
 
     Raises:
-        ConfigError: if a layer does not exist, or none is chosen.
+        ConfigError: if a layer does not exist or is no whole number, or none is chosen.
     """
-    if layers == "all":
+    if isinstance(layers, str) and layers == "all":  # an array would be compared by its elements
         return tuple(range(num_layers + 1))
-    one = isinstance(layers, Integral)  # numpy's too
-    wanted = (int(layers),) if one else tuple(layers)  # type: ignore[arg-type]
+    several: Any = (layers,) if isinstance(layers, Integral) else layers
+    try:
+        wanted = tuple(map(operator.index, several))  # numpy's numbers, too
+    except TypeError as error:
+        raise ConfigError(
+            f"layers is {layers!r}; expected a whole number, several, or all"
+        ) from error
     if not wanted:
         raise ConfigError("no layer was chosen; give at least one, for instance -1 for the last")
     if wanted in ((-1,), (num_layers,)):
@@ -60,6 +66,12 @@ def _states(engine: Engine, batch: Batch, wanted: tuple[int, ...] | None) -> Ten
         return engine.model(batch).last[:, None]
     states = engine.model(batch, hidden_states=True).hidden_states
     return torch.stack([states[i] for i in wanted], dim=1)
+
+
+def _pieces(engine: Engine, encodings: Sequence[Encoding]) -> list[Window]:
+    """What the model reads of texts that have a token."""
+    found = windows(encodings, engine.max_length, context=engine.context)
+    return [window for window in found if len(window.ids)]
 
 
 def embed_sentences(
@@ -82,7 +94,7 @@ def embed_sentences(
     """
     if isinstance(engine.model, Static):
         encodings = [_without_special_tokens(encoding) for encoding in encodings]
-    pieces = [w for w in windows(encodings, engine.max_length) if len(w.ids)]
+    pieces = _pieces(engine, encodings)
     pooled: list[np.ndarray] = [np.empty(0)] * len(pieces)
 
     def compute(chosen: np.ndarray, batch: Batch) -> np.ndarray:
@@ -137,7 +149,7 @@ def token_states(
     Returns:
         One (tokens, layers, D) float32 array a text.
     """
-    pieces = [w for w in windows(encodings, engine.max_length) if len(w.ids)]
+    pieces = _pieces(engine, encodings)
     states: list[np.ndarray | None] = [None] * len(encodings)
 
     def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
@@ -167,34 +179,42 @@ def word_vectors(encoding: Encoding, states: np.ndarray, words: Sequence[str] | 
     """
     inside = encoding.words >= 0
     owner = encoding.words[inside]
-    count = len(words) if words is not None else int(owner.max(initial=-1)) + 1
-    sums = np.zeros((count, *states.shape[1:]), dtype=np.float32)
-    np.add.at(sums, owner, states[inside])
-    tokens = np.bincount(owner, minlength=count)
-    vectors = sums / np.maximum(1, tokens).astype(np.float32)[:, None, None]
     if words is not None:
         lengths = np.array([len(word) for word in words], dtype=np.int64)
         ends = np.cumsum(lengths + 1) - 1
         offsets = np.stack([ends - lengths, ends], axis=1)
     else:
-        low = np.full(count, len(encoding.text), dtype=np.int64)
-        high = np.zeros(count, dtype=np.int64)
-        np.minimum.at(low, owner, encoding.offsets[inside, 0])
-        np.maximum.at(high, owner, encoding.offsets[inside, 1])
-        offsets, visible = _without_white_space(encoding.text, np.stack([low, high], axis=1))
-        vectors = vectors[visible]
+        offsets, owner = _words_of_tokens(encoding.text, encoding.offsets[inside], owner)
+    sums = np.zeros((len(offsets), *states.shape[1:]), dtype=np.float32)
+    np.add.at(sums, owner, states[inside])
+    tokens = np.bincount(owner, minlength=len(offsets))
+    vectors = sums / np.maximum(1, tokens).astype(np.float32)[:, None, None]
+    if words is None:  # byte-level vocabularies have words of white space
+        visible = offsets[:, 0] < offsets[:, 1]
+        offsets, vectors = offsets[visible], vectors[visible]
     units = [encoding.text[a:b] for a, b in offsets]
     return Vectors(units=units, offsets=offsets, vectors=vectors)
 
 
-def _without_white_space(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Words trimmed, and which are more than blanks (byte-level vocabularies keep those)."""
-    parts = [text[a:b] for a, b in offsets]
-    leading = np.array([len(part) - len(part.lstrip()) for part in parts], np.int64)
+def _words_of_tokens(
+    text: str, offsets: np.ndarray, owner: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The (n, 2) places of words without white space around them, and the word of each token.
+
+    What the pre-tokenizer cuts within one place is one word: Unigram cuts the space before a
+    character that it does not know from that character, and gives both the place of both.
+    """
+    count = int(owner.max(initial=-1)) + 1
+    low, high = np.full(count, len(text), np.int64), np.zeros(count, np.int64)
+    np.minimum.at(low, owner, offsets[:, 0])
+    np.maximum.at(high, owner, offsets[:, 1])
+    parts = [text[a:b] for a, b in zip(low, high, strict=True)]
+    begins = low + np.array([len(part) - len(part.lstrip()) for part in parts], np.int64)
     lengths = np.array([len(part.strip()) for part in parts], np.int64)
-    begins = offsets[:, 0] + leading
-    visible = lengths > 0
-    return np.stack([begins, begins + lengths], axis=1)[visible], visible
+    places = np.stack([begins, begins + lengths], axis=1)
+    new = np.ones(count, bool)
+    new[1:] = (places[1:] != places[:-1]).any(axis=1)
+    return places[new], (np.cumsum(new) - 1)[owner]
 
 
 def token_vectors(encoding: Encoding, states: np.ndarray) -> Vectors:

@@ -4,18 +4,22 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from firth.device import Precision, compute_dtype, computing
+from firth.models import AWDLSTM, GPT
 from firth.models.heads import HEADS
 from firth.protocols import Batch, Encoding
 from firth.text.batches import collate, length_batches
 
 T = TypeVar("T")
+
+Context = Literal["both", "left", "right"]
+"""Where a model looks when it reads a token."""
 
 BUDGET = {"cpu": 2048, "cuda": 65536}
 """Tokens a batch: on the CPU its activations should stay in the cache."""
@@ -44,6 +48,14 @@ class Engine:
                 if isinstance(module, nn.Linear) and id(module) not in exact:
                     module.to(dtype)
         return Engine(model, device, dtype, max_length)
+
+    @property
+    def context(self) -> Context:
+        """Where the model looks when it reads a token: on both sides, before it or behind it."""
+        model = getattr(self.model, "body", self.model)  # of an adapted network
+        if isinstance(model, AWDLSTM):
+            return "right" if model.config.backward else "left"
+        return "left" if isinstance(model, GPT) and not model.config.bidirectional else "both"
 
     def logits(self, hidden: Tensor, **how: Any) -> Tensor:
         """(M, D) states to (M, V) scores, in float32: bfloat16 has steps of 0.06 at 8 to 16."""
@@ -114,11 +126,21 @@ class Window:
     """Token `t` of the text stands at `t - offset` in the window."""
 
 
-def windows(encodings: Sequence[Encoding], max_length: int) -> list[Window]:
+def windows(
+    encodings: Sequence[Encoding], max_length: int, *, context: Context = "both"
+) -> list[Window]:
     """Cuts encoded texts into overlapping windows of at most `max_length` tokens.
 
     A text that fits is one window. A longer one is cut at half-window steps, and each token belongs
-    to the window where it is farthest from an edge; no token is dropped and none counts twice.
+    to the window where it has most context; no token is dropped and none counts twice.
+
+    Args:
+        encodings: the texts.
+        max_length: of the model, special tokens counted.
+        context: where the model looks. With "both" a token belongs to the window where it is
+            farthest from an edge, with "left" to the one where most tokens stand before it, with
+            "right" behind it: half a window at least, but in the window that begins, or ends, the
+            text.
     """
     found = []
     for which, encoding in enumerate(encodings):
@@ -130,9 +152,17 @@ def windows(encodings: Sequence[Encoding], max_length: int) -> list[Window]:
         inner = ids[opened : len(ids) - closed]
         first, last = ids[:opened], ids[len(ids) - closed :]
         room = max_length - opened - closed
-        starts = [*range(0, len(inner) - room, max(1, room // 2)), len(inner) - room]
-        # Between two windows the border is the middle of their overlap.
-        borders = [(a + b + room) // 2 for a, b in pairwise(starts)]
+        last_start = len(inner) - room
+        starts = [*range(0, last_start, max(1, room // 2)), last_start]
+        if context == "right":  # laid out from the end, where such a model begins to read
+            starts = [last_start - start for start in reversed(starts)]
+        # Between two windows the border lies where they overlap.
+        overlaps = [(b, a + room) for a, b in pairwise(starts)]
+        borders = {
+            "both": [(low + high) // 2 for low, high in overlaps],
+            "left": [high for _, high in overlaps],
+            "right": [low for low, _ in overlaps],
+        }[context]
         edges = [0, *borders, len(inner)]
         for i, start in enumerate(starts):
             piece = np.concatenate([first, inner[start : start + room], last])

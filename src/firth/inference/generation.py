@@ -36,7 +36,8 @@ class Decoding:
     """Sample from the fewest tokens that have this probability together (Holtzman et al. 2020)."""
     repetition_penalty: float = 1.0
     """Divides positive scores, and multiplies negative ones, of tokens that stand in the text
-    already (Keskar et al. 2019, section 4.1)."""
+    already (Keskar et al. 2019, section 4.1). A token that opens the text and may close it, as
+    GPT-2's does, does not count as standing there."""
     beams: int = 1
     """Hypotheses kept at each step; more than one is beam search, without sampling."""
     length_penalty: float = 1.0
@@ -121,7 +122,7 @@ def continuations(
     while alive:
         scores = reader.scores
         logs = torch.log_softmax(scores, dim=-1)
-        history = (np.array([*prompts[i], *found[i].ids]) for i in alive)
+        history = (tokens_of_text(prompts[i], found[i].ids, ends) for i in alive)
         uniforms = np.array([randoms[i].random() if how.temperature else 0.0 for i in alive])
         chosen = choose(scores, history, uniforms, how)
         taken = logs.gather(1, chosen[:, None]).squeeze(1).tolist()
@@ -175,6 +176,15 @@ def choose(
     goals = torch.from_numpy(uniforms).to(totals)[:, None] * totals[:, -1:]
     place = torch.searchsorted(totals, goals, right=True).clamp_max_(scores.shape[1] - 1)
     return order.gather(1, place).squeeze(1)
+
+
+def tokens_of_text(prompt: np.ndarray, ids: Sequence[int], ends: Collection[int]) -> np.ndarray:
+    """A prompt with what follows, for the repetition penalty.
+
+    An opening token that also closes texts is left out: it would put off the end.
+    """
+    begin = int(prompt[0] in ends)
+    return np.array([*prompt[begin:], *ids], np.int64)
 
 
 def penalised(scores: Tensor, history: Iterable[np.ndarray], penalty: float) -> Tensor:

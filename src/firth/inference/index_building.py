@@ -1,7 +1,8 @@
 """Building an index of words: a stream over the corpus, in bounded memory, which can be resumed.
 
-The files grow in a folder with a temporary name. Every so often their sizes are noted, so a build
-that was killed goes on from there; once all is written, the folder gets its name.
+The files grow in a folder with a temporary name, which one process at a time writes to. Every so
+often their sizes are noted, so a build that was killed goes on from there; once all is written, the
+folder gets its name.
 """
 
 import json
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firth.atomic import resource_errors, sync, temporary_path, write_text
-from firth.errors import ConfigError, DataError, UnsupportedError
+from firth.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from firth.inference.index_facts import write_facts
 from firth.inference.word_index import (
     FACT_FILES,
@@ -31,6 +32,7 @@ from firth.inference.word_index import (
     check_same,
     read_manifest,
 )
+from firth.locks import only_process
 from firth.text.sentences import sentence_spans
 from firth.text.words import folded
 
@@ -84,6 +86,15 @@ class WordFilter:
     def __post_init__(self) -> None:
         if isinstance(self.words, str):
             raise ConfigError(f"words is {self.words!r}; expected a list of words")
+        for name, least in {"min_count": 1, "skip_frequent": 0}.items():
+            value = getattr(self, name)
+            if value < least:
+                raise ConfigError(f"{name} is {value}; expected at least {least}")
+            if self.words and value != least:
+                raise ConfigError(
+                    f"{name} is {value}: beside words, {name} has no effect, since the words are "
+                    "given; leave one of the two out"
+                )
 
     def select(self, sentences: Iterable[Sentence], cut: Cut) -> "Selection":
         """The words by name, counted in the sentences where need be."""
@@ -163,37 +174,31 @@ def build_index(
         characters: text that is embedded at a time.
 
     Raises:
-        ConfigError: if something else is there.
+        CheckpointError: if another program wrote to the files.
+        ConfigError: if something else is there, or another process is building the index.
         DataError: if another index is there, or no word was found.
         ResourceError: if the disk is full.
         UnsupportedError: if a vector is too large for float16.
     """
     path = Path(directory)
-    if (there := read_manifest(path)) is not None:
-        check_same(path, there, identity)
-        return WordIndex.open(path)
-    _refuse_other_content(path)
-    temporary = temporary_path(path)
-    with resource_errors(temporary):
-        temporary.mkdir(parents=True, exist_ok=True)
-        selection = word_filter.select(read_sentences(documents, lines=lines), cut)
-        sentences = read_sentences(documents, lines=lines)
-        with _Writer(temporary, identity) as writer:
-            if writer.read:
-                log.info("going on after %s sentences", f"{writer.read:,}")
-            for chunk in _chunks(islice(sentences, writer.read, None), characters):
-                writer.add(chunk, embed, selection)
-            writer.note()
-            rows = writer.rows
-        if not rows:
-            shutil.rmtree(temporary)
-            raise DataError(
-                f"{path}: none of the words to index occurs in the corpus; check the words, their "
-                "least count, and that it is the right corpus"
-            )
-        facts = write_facts(temporary, dimensions, given_words=selection.given)
-        _finish(temporary, path, {**identity, "rows": rows, "dimensions": dimensions, **facts})
-    return WordIndex.open(path)
+    if read_manifest(path) is None:
+        _refuse_other_content(path)
+        temporary = temporary_path(path)
+        with resource_errors(temporary), only_process(temporary) as held:
+            if not held:
+                raise ConfigError(
+                    f"another process is building the index {path}; wait for it and call again, "
+                    "stop it, or name another folder"
+                )
+            if read_manifest(path) is None:  # else one that had it until now has finished it
+                selection = word_filter.select(read_sentences(documents, lines=lines), cut)
+                sentences = read_sentences(documents, lines=lines)
+                with _Writer(temporary, identity) as writer:
+                    writer.add_all(sentences, embed, selection, characters)
+                _finish(writer, path, dimensions, given_words=selection.given)
+    index = WordIndex.open(path)
+    check_same(path, index.manifest, identity)
+    return index
 
 
 def _refuse_other_content(path: Path) -> None:
@@ -217,13 +222,24 @@ def _chunks(sentences: Iterable[Sentence], characters: int) -> Iterator[list[Sen
         yield chunk
 
 
-def _finish(temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
-    (temporary / PROGRESS).unlink()
+def _finish(writer: "_Writer", path: Path, dimensions: int, *, given_words: bool) -> None:
+    """Computes what comes from all rows, writes the manifest, and gives the folder its name."""
+    temporary = writer.directory
+    if not writer.rows:
+        shutil.rmtree(temporary)
+        raise DataError(
+            f"{path}: none of the words to index occurs in the corpus; check the words, their "
+            "least count, and that it is the right corpus"
+        )
+    writer.check_sizes(dimensions)
+    facts = write_facts(temporary, dimensions, given_words=given_words)
+    made = {**writer.identity, "rows": writer.rows, "dimensions": dimensions, **facts}
     sizes = {name: (temporary / name).stat().st_size for name in (*ROW_FILES, *FACT_FILES)}
-    text = json.dumps({"format": FORMAT, **manifest, "sizes": sizes}, indent=1, ensure_ascii=False)
+    text = json.dumps({"format": FORMAT, **made, "sizes": sizes}, indent=1, ensure_ascii=False)
     for name in sizes:
         sync(temporary / name)
     write_text(temporary / MANIFEST, text + "\n")
+    (temporary / PROGRESS).unlink()  # last: without it a build begins anew
     os.replace(temporary, path)
     sync(path.parent)
 
@@ -256,8 +272,8 @@ class _Writer:
             if progress["identity"] != json.loads(json.dumps(self.identity)) or not whole:
                 raise ValueError("of something else")
         except (OSError, ValueError, KeyError):
-            shutil.rmtree(self.directory)
-            self.directory.mkdir()
+            for file in self.directory.iterdir():  # the folder itself is held
+                file.unlink()
             return
         for name in ROW_FILES:
             os.truncate(self.directory / name, sizes[name])
@@ -276,6 +292,38 @@ class _Writer:
         write_text(self.directory / PROGRESS, json.dumps(progress))
         log.info("%s words of %s sentences", f"{self.rows:,}", f"{self.read:,}")
         self._since = 0
+
+    def add_all(
+        self, sentences: Iterable[Sentence], embed: Embed, selection: Selection, characters: int
+    ) -> None:
+        """Adds the sentences that are not in yet, so many characters at a time."""
+        if self.read:
+            log.info("going on after %s sentences", f"{self.read:,}")
+        for chunk in _chunks(islice(sentences, self.read, None), characters):
+            self.add(chunk, embed, selection)
+        self.note()
+
+    def check_sizes(self, dimensions: int) -> None:
+        """Compares the files with what was written to them.
+
+        Raises:
+            CheckpointError: if one is longer or shorter, because another program wrote to it.
+        """
+        expected = {
+            "vectors.f16": 2 * dimensions * self.rows,
+            "places.u32": 16 * self.rows,
+            "types.u32": 4 * self.rows,
+            "sentences.u64": 32 * self.sentences,
+            "text.utf8": self.text_bytes,
+        }
+        for name, size in expected.items():
+            file = self.directory / name
+            if (found := file.stat().st_size) != size:
+                raise CheckpointError(
+                    f"{file}: found {found:,} bytes, expected {size:,} for {self.rows:,} words of "
+                    f"{self.sentences:,} sentences; something else wrote to it: delete "
+                    f"{self.directory} and build the index again"
+                )
 
     def add(self, chunk: list[Sentence], embed: Embed, selection: Selection) -> None:
         """Embeds sentences and appends their words."""

@@ -6,6 +6,7 @@ cosine (Ethayarajh 2019, section 4.1). What they share says little of meaning, a
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -76,11 +77,11 @@ def number_to_remove(remove: Remove, automatic: int, available: int) -> int | No
         return None
     if remove == "auto":
         return automatic
-    if not isinstance(remove, int) or not 0 <= remove <= available:
+    if not isinstance(remove, Integral) or not 0 <= remove <= available:
         raise ConfigError(
             f"directions is {remove!r}; expected auto, off, or a number from 0 to {available}"
         )
-    return remove
+    return int(remove)
 
 
 def directions_for(dimensions: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -75,6 +75,8 @@ def nearest_occurrences(
     """
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; expected at least 1")
+    if among not in get_args(Among):
+        raise ConfigError(f"among is {among!r}; expected all, same or other")
     scores = cosines(index, query, directions=directions)
     if among != "all":
         if word is None:

@@ -1,8 +1,9 @@
 """Filling blanks, and scoring texts with masked and causal language models."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from firth.inference.forward import Engine, Window, windows
 from firth.protocols import Batch, Encoding, Tokenizer
 
 _TOGETHER = 1 << 24
-"""Tokens of masked copies that are made at a time, about."""
+"""Tokens of masked copies that are made at a time, also of one text, about."""
 
 
 @dataclass(frozen=True)
@@ -166,48 +167,67 @@ def score_masked(
         within_word: mask the later tokens of the same word too (Kauf & Ivanova 2023, PLL-word-l2r),
             so that a rare word is not made likely by its own last tokens.
     """
-    copied = np.cumsum([len(e.ids) * min(len(e.ids), engine.max_length) for e in encodings])
-    borders = np.flatnonzero(np.diff(copied // _TOGETHER)) + 1
-    return [
-        score
-        for low, high in pairwise([0, *borders.tolist(), len(encodings)])
-        for score in _score_some(engine, tokenizer, encodings[low:high], within_word)
+    blanks = [
+        (window, token)
+        for window in windows(encodings, engine.max_length)
+        for token in range(window.begin, window.end)
+        if encodings[window.text].words[token] >= 0
     ]
-
-
-def _score_some(
-    engine: Engine, tokenizer: Tokenizer, encodings: Sequence[Encoding], within_word: bool
-) -> list[Score]:
-    vocabulary = tokenizer.vocabulary
-    mask = blank_token(engine.model, vocabulary)
-    copies: list[np.ndarray] = []
-    where: list[tuple[int, int, int]] = []
-    for window in windows(encodings, engine.max_length):
-        inside = encodings[window.text].words >= 0
-        for t in range(window.begin, window.end):
-            if inside[t]:
-                words = encodings[window.text].words if within_word else None
-                copies.append(_masked_copy(window, t, mask, words))
-                where.append((window.text, t, t - window.offset))
+    copied = np.cumsum([len(window.ids) for window, _ in blanks], dtype=np.int64)
+    borders = np.flatnonzero(np.diff(copied // _TOGETHER)) + 1
     logs = [np.zeros(len(encoding.ids)) for encoding in encodings]
-
-    def compute(chosen: np.ndarray, batch: Batch) -> Tensor:
-        at = batch.starts[:-1] + torch.tensor([where[i][2] for i in chosen])
-        hidden = blank_states(engine.model, batch, at.to(engine.device), vocabulary)
-        logits = blank_scores(engine, hidden)
-        targets = torch.tensor([int(encodings[where[i][0]].ids[where[i][1]]) for i in chosen])
-        targets = _predicted(engine.model, targets)
-        return torch.log_softmax(logits, -1).cpu().gather(1, targets[:, None]).squeeze(1)
-
-    for chosen, _, values in engine.run(copies, compute):
-        for i, value in zip(chosen, values.tolist(), strict=True):
-            text, token, _ = where[i]
-            logs[text][token] = value
+    for low, high in pairwise([0, *borders.tolist(), len(blanks)]):
+        part = blanks[low:high]
+        values = _score_blanks(engine, tokenizer, encodings, part, within_word=within_word)
+        for (window, token), value in zip(part, values.tolist(), strict=True):
+            logs[window.text][token] = value
     method: Method = "pseudo-log-likelihood"
     if within_word:
         method = "pseudo-log-likelihood, within words"
     kept = [log[e.words >= 0] for e, log in zip(encodings, logs, strict=True)]
     return _scores(encodings, kept, method)
+
+
+def _score_blanks(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    encodings: Sequence[Encoding],
+    blanks: Sequence[tuple[Window, int]],
+    *,
+    within_word: bool,
+) -> np.ndarray:
+    """(M) log probabilities of tokens of windows, each masked in a copy of its own."""
+    vocabulary = tokenizer.vocabulary
+    mask = blank_token(engine.model, vocabulary)
+    words = [encoding.words if within_word else None for encoding in encodings]
+    copies = [_masked_copy(window, t, mask, words[window.text]) for window, t in blanks]
+    places = torch.tensor([t - window.offset for window, t in blanks], dtype=torch.int64)
+    targets = [int(window.ids[t - window.offset]) for window, t in blanks]
+    wanted = _predicted(engine.model, torch.tensor(targets, dtype=torch.int64))
+    found = np.zeros(len(blanks))
+
+    def compute(chosen: np.ndarray, batch: Batch) -> np.ndarray:
+        which = torch.from_numpy(chosen.copy())
+        at = batch.starts[:-1] + places[which]
+        hidden = blank_states(engine.model, batch, at.to(engine.device), vocabulary)
+        own = wanted[which].to(engine.device)
+        return _log_probabilities(hidden, own, partial(blank_scores, engine), vocabulary.size)
+
+    for chosen, _, values in engine.run(copies, compute):
+        found[chosen] = values
+    return found
+
+
+def _log_probabilities(
+    states: Tensor, targets: Tensor, scores: Callable[[Tensor], Tensor], size: int
+) -> np.ndarray:
+    """(M) log p of (M) targets at (M, D) states, in parts that hold few scores of `size` words."""
+    rows = max(1, _CHUNK_SCORES // size)
+    parts = [
+        -F.cross_entropy(scores(h), t, reduction="none")
+        for h, t in zip(states.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.cat(parts).cpu().numpy()
 
 
 def _masked_copy(window: Window, token: int, mask: int, words: np.ndarray | None) -> np.ndarray:
@@ -259,12 +279,7 @@ def score_causal(
     def compute(_chosen: np.ndarray, batch: Batch) -> np.ndarray:
         hidden = engine.model(batch).last
         targets = _predicted(engine.model, batch.input_ids.roll(-turn))
-        rows = max(1, _CHUNK_SCORES // vocabulary.size)
-        parts = [
-            -F.cross_entropy(engine.logits(h), t, reduction="none")
-            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-        ]
-        return torch.cat(parts).cpu().numpy()
+        return _log_probabilities(hidden, targets, engine.logits, vocabulary.size)
 
     for chosen, batch, values in engine.run(
         [s.ids[::turn].copy() for s in stretches], compute, causal=True

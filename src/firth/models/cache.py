@@ -7,6 +7,9 @@ from torch import Tensor
 from firth.models.attention import Scores, attend
 from firth.models.layout import Layout
 
+SPARE = 128
+"""Tokens for which room is made beyond those of the longest sequence; then it doubles."""
+
 
 class Extent:
     """How many tokens are held of each of B sequences; all layers share one."""
@@ -43,20 +46,28 @@ class Columns:
     """Keys and values (B, 2G, T, K) of one layer; a query sees all of its sequence's."""
 
     def __init__(self, columns: Tensor, extent: Extent, room: int) -> None:
-        """Takes the (N, 2G, K) columns of an extent, with room for T tokens of each sequence."""
+        """Takes the (N, 2G, K) columns of an extent, of sequences that grow to `room` tokens."""
         heads, size = columns.shape[1:]
-        self.extent = extent
-        self.values = columns.new_zeros(len(extent.lengths), heads, room, size)
+        self.extent, self.room = extent, room
+        held = min(room, extent.longest + SPARE)
+        self.values = columns.new_zeros(len(extent.lengths), heads, held, size)
         self.add(columns)
 
     def add(self, columns: Tensor) -> None:
         """The (N, 2G, K) columns of the tokens by which the extent has grown."""
+        held = self.values.shape[2]
+        if self.extent.longest > held:
+            self.values = F.pad(self.values, (0, 0, 0, min(self.room, 2 * held) - held))
         owner, place = self.extent.place
         self.values[owner, :, place] = columns
 
     def keep(self, rows: Tensor) -> None:
-        """Goes on with these sequences, in this order."""
-        self.values = self.values[rows]
+        """Goes on with these sequences, in this order; the extent has them already."""
+        longest = self.extent.longest
+        kept = self.values.new_empty(len(rows), *self.values.shape[1:])
+        torch.index_select(self.values[:, :, :longest], 0, rows, out=kept[:, :, :longest])
+        kept[:, :, longest:] = 0  # a mask hides what is not held, but for numbers that are infinite
+        self.values = kept
 
     def attend(self, q: Tensor, how: Scores, distances: Tensor | None = None) -> Tensor:
         """(B, H, K) queries at the last tokens to (B, H, K)."""
@@ -129,7 +140,7 @@ class Cache:
     """The caches of all layers of a decoder."""
 
     def __init__(self, num_layers: int, room: int) -> None:
-        """Makes room for sequences of up to `room` tokens."""
+        """Prepares for sequences of up to `room` tokens; memory is taken as they grow."""
         self.room = room
         self.layers = [LayerCache(self) for _ in range(num_layers)]
         self.own: Extent | None = None

@@ -6,9 +6,12 @@ of a run as a number a token: `OUTSIDE`, `INSIDE` a span, or `OPENS` one.
 
 import json
 import re
+import sys
+import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -180,10 +183,14 @@ def _without_overlaps(first: Iterable[Span], others: Iterable[Span]) -> list[Spa
 
 
 def _phrases(path: Path, lines: list[str]) -> Annotator:
-    """Finds the phrases of a file wherever they stand as whole words; the longest first."""
+    """Finds the phrases of a file wherever they stand as whole words; the longest first.
+
+    A hyphen or apostrophe ends a word here: "Anna" stands in "Anna's", "Europe" in "l'Europe".
+    """
+    letters = _letters()
     by_first = dict[str, list[str]]()
-    for phrase in sorted(filter(_WORD.search, map(str.strip, lines)), key=len, reverse=True):
-        by_first.setdefault(_WORD.findall(phrase)[0], []).append(phrase)
+    for phrase in sorted(filter(letters.search, map(str.strip, lines)), key=len, reverse=True):
+        by_first.setdefault(letters.findall(phrase)[0], []).append(phrase)
     if not by_first:
         raise DataError(f"{path}: no phrase found, expected one a line")
 
@@ -192,19 +199,27 @@ def _phrases(path: Path, lines: list[str]) -> Annotator:
             begin = word.start() - phrase.index(word.group())
             end = begin + len(phrase)
             edges = text[max(0, begin - 1) : begin] + text[end : end + 1]
-            if begin >= 0 and text.startswith(phrase, begin) and not _WORD.search(edges):
+            if begin >= 0 and text.startswith(phrase, begin) and not letters.search(edges):
                 return begin, end
         return None
 
     def find(text: str) -> list[Span]:
         found = list[Span]()
-        for word in _WORD.finditer(text):
+        for word in letters.finditer(text):
             if not found or word.start() >= found[-1][1]:
                 span = at(text, word)
                 found += [] if span is None else [span]
         return found
 
     return find
+
+
+@cache
+def _letters() -> re.Pattern[str]:
+    """Runs of letters and digits with their marks, which in Hindi, say, are vowels."""
+    every = map(chr, range(sys.maxunicode + 1))
+    marks = "".join(one for one in every if unicodedata.category(one).startswith("M"))
+    return re.compile(rf"(?:[^\W_]+|[{marks}]+)+")
 
 
 def _marked(path: Path, lines: list[str]) -> Annotator:
@@ -216,7 +231,7 @@ def _marked(path: Path, lines: list[str]) -> Annotator:
         try:
             row = json.loads(line)
             text, spans = str(row["text"]), [(int(a), int(b)) for a, b in row["spans"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f'{path}, line {number}: expected {{"text": "...", "spans": [[0, 3], ...]}} '
                 f"({type(error).__name__}: {error})"
@@ -229,7 +244,8 @@ def _marked(path: Path, lines: list[str]) -> Annotator:
                 )
         shift = len(text) - len(text.lstrip())  # documents are stripped
         moved = [(max(0, a - shift), b - shift) for a, b in spans]
-        by_text[text.strip()] = _without_overlaps((), moved)
+        spans_before = by_text.get(text.strip(), [])  # a text may have a row for each span
+        by_text[text.strip()] = _without_overlaps(spans_before, moved)
     return lambda text: by_text.get(text, [])
 
 

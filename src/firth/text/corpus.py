@@ -8,7 +8,7 @@ for document in train: ...
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -118,19 +118,25 @@ class Corpus:
         )
 
     @classmethod
-    def from_texts(cls, texts: Sequence[str], *, drop_duplicates: bool = False) -> "Corpus":
+    def from_texts(cls, texts: Iterable[str], *, drop_duplicates: bool = False) -> "Corpus":
         """A corpus of texts in memory, one document each.
 
         Raises:
-            ConfigError: for a string in place of a list.
+            ConfigError: for a string in place of a list, or a set, which has no fixed order.
             DataError: if one of the texts is no string.
         """
         if isinstance(texts, str):
             raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
+        if isinstance(texts, Set):
+            raise ConfigError(
+                f"expected a list of texts, found a {type(texts).__name__}, whose order changes "
+                "from run to run; give sorted(texts)"
+            )
+        texts = tuple(texts)
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(f"text {i} is {text!r} ({type(text).__name__}), expected a string")
-        return cls(texts=tuple(texts), drop_duplicates=drop_duplicates)
+        return cls(texts=texts, drop_duplicates=drop_duplicates)
 
     def __iter__(self) -> Iterator[str]:
         return self.read()

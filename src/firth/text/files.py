@@ -9,7 +9,9 @@ import codecs
 import gzip
 import hashlib
 import io
+import json
 import logging
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +29,12 @@ COMPRESSIONS = (".gz", ".zst")
 KNOWN = f"known: {', '.join(FORMATS)}; all but .parquet also with {' or '.join(COMPRESSIONS)}"
 CHUNK = 1 << 20
 """Bytes read at a time."""
+HEAD = 4096
+"""Bytes that tell whether a file is text."""
+MOST_NULS = 0.1
+"""Share of them that may be NUL; of English in UTF-16 a half is."""
+FEWEST_NULS = 32
+"""Below so many, a short text with a stray NUL is not refused."""
 
 
 @dataclass
@@ -57,8 +65,9 @@ def find_files(paths: Iterable[str | Path]) -> tuple[Path, ...]:
     """The files that `paths` name, in the order given, each once.
 
     A file is taken as it is. A folder gives all files below it that have a known suffix and are not
-    hidden, sorted by path; so does a glob pattern, in which ``**`` stands for any folders. Folders
-    of models and indexes that firth has written there are left out.
+    hidden, sorted by path, those of linked folders too; so does a glob pattern, in which ``**``
+    stands for any folders. Folders of models and indexes that firth has written there are left out,
+    with a warning.
 
     Raises:
         DataError: if a path does not exist, has an unknown suffix, or yields no file.
@@ -74,11 +83,7 @@ def find_files(paths: Iterable[str | Path]) -> tuple[Path, ...]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        matches = [
-            file
-            for file in path.rglob("*")
-            if not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ]
+        matches = _below(path)
     elif path.exists():
         if not file_format(path)[0]:
             raise DataError(
@@ -103,6 +108,32 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
+def _below(folder: Path) -> list[Path]:
+    """The files below a folder that are not hidden, those of linked folders too.
+
+    Each folder is looked through once, so links that lead back into each other end. What is linked
+    comes after all else, so a folder has its own name rather than that of a link.
+    """
+    found: list[Path] = []
+    seen: set[Path] = set()
+    waiting = [folder]
+    while waiting:
+        for place, folders, names in os.walk(waiting.pop(0), onerror=_warn_unreadable):
+            here = Path(place)
+            if here.resolve() in seen:
+                folders.clear()
+                continue
+            seen.add(here.resolve())
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [here / name for name in folders if (here / name).is_symlink()]
+            found += [here / name for name in names if not name.startswith(".")]
+    return found
+
+
+def _warn_unreadable(error: OSError) -> None:
+    logger.warning("%s: cannot be read (%s); left out", error.filename, error.strerror)
+
+
 def _without_models(files: list[Path], path: Path) -> list[Path]:
     """Leaves out what lies in a folder of firth's own, unless it is named in `path`."""
     named = len(path.parts)
@@ -111,17 +142,25 @@ def _without_models(files: list[Path], path: Path) -> list[Path]:
     below = {folder for file in files for folder in file.parents if len(folder.parts) > named}
     own = sorted(filter(_written_by_firth, below))
     for folder in own:
-        logger.info("%s: a model or an index, no text; left out", folder)
+        logger.warning("%s: a model or an index, no text; left out", folder)
     return [file for file in files if not any(file.is_relative_to(folder) for folder in own)]
 
 
 def _written_by_firth(folder: Path) -> bool:
     """Whether a folder is a run, an adapted model or an index of words."""
-    if (folder / "words.txt").is_file():
-        return any((folder / name).is_file() for name in ("manifest.json", "progress.json"))
+    if any(_is_of_index(folder / name) for name in ("manifest.json", "progress.json")):
+        return True
     recipe = folder / "recipe.json"
     own = recipe.is_file() and b'"requested"' in recipe.read_bytes()
     return own or (folder / "adaptation.json").is_file()
+
+
+def _is_of_index(file: Path) -> bool:
+    """Whether a file says how large the files of an index of words are."""
+    try:
+        return "words.txt" in json.loads(file.read_bytes())["sizes"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return False  # no such file, or one of the user's own
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
@@ -141,6 +180,8 @@ def read_chunks(path: Path) -> Iterator[bytes]:
                 source = gzip.GzipFile(fileobj=file) if compression else file
                 while chunk := source.read(CHUNK):
                     yield chunk
+            if compression and not path.stat().st_size:
+                raise _damaged(path, "it has no bytes at all")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from error
     except OSError as error:
@@ -226,11 +267,12 @@ def read_text(path: Path, errors: str, statistics: Statistics) -> Iterator[str]:
         statistics: its `replaced` is added to.
 
     Raises:
-        DataError: on an invalid byte, with its offset in the (decompressed) file.
+        DataError: on an invalid byte, with its offset in the (decompressed) file; and if the file
+            is UTF-16 or no text, whatever `errors` is.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     data, offset = b"", 0
-    for chunk in chain(read_chunks(path), (b"",)):
+    for chunk in chain(_checked(path, read_chunks(path)), (b"",)):
         data += chunk
         try:
             text, used = codecs.utf_8_decode(data, errors, not chunk)
@@ -246,12 +288,27 @@ def read_text(path: Path, errors: str, statistics: Statistics) -> Iterator[str]:
             yield text
 
 
-def _invalid_byte(path: Path, error: UnicodeDecodeError, offset: int) -> DataError:
-    if not offset + error.start and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return DataError(
-            f"{path}: begins as UTF-16, expected UTF-8; convert the file (for instance "
-            "`iconv -f utf-16 -t utf-8`)"
+def _checked(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes, unless they begin as no UTF-8 text does."""
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= HEAD:
+            break
+    advice = "expected UTF-8; convert the file (for instance `iconv -f utf-16 -t utf-8`)"
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise DataError(f"{path}: begins as UTF-16, {advice}")
+    nuls, size = head[:HEAD].count(0), len(head[:HEAD])
+    if nuls >= max(FEWEST_NULS, MOST_NULS * size):
+        raise DataError(
+            f"{path}: {nuls:,} of the first {size:,} bytes are NUL, as in UTF-16 or in a file that "
+            f"is no text; {advice}"
         )
+    yield head
+    yield from chunks
+
+
+def _invalid_byte(path: Path, error: UnicodeDecodeError, offset: int) -> DataError:
     before = error.object[max(0, error.start - 24) : error.start].decode(errors="ignore")
     return DataError(
         f"{path}: byte {offset + error.start} is 0x{error.object[error.start]:02x} "

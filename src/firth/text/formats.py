@@ -183,7 +183,7 @@ def _jsonl(
 def _record(path: Path, row: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter where lists lie in lists in lists
         raise DataError(
             f"{path}: row {row}: not JSON ({error}), found {_excerpt(line)}; "
             "expected one JSON object a line; correct or remove the row"

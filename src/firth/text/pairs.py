@@ -12,6 +12,7 @@ import numpy as np
 from firth.errors import ConfigError, DataError
 from firth.protocols import Sequences, Vocabulary
 from firth.text.batches import TokenSource, random_stream, steps_in
+from firth.text.encoding import utf8_size
 from firth.text.files import Statistics, read_text
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,14 @@ class Lines:
         return iter(self.texts)
 
     def fingerprint(self) -> str:
-        """A hash of all texts."""
+        """A hash of all texts.
+
+        Raises:
+            DataError: if one of them holds half of a surrogate pair, which UTF-8 cannot hold.
+        """
         digest = hashlib.blake2b(digest_size=16)
-        for text in self.texts:
+        for index, text in enumerate(self.texts):
+            utf8_size(text, index)
             digest.update(text.encode())
             digest.update(b"\0")
         return digest.hexdigest()
@@ -85,7 +91,7 @@ class ParallelCorpus:
         return ParallelCorpus(Lines(sources), Lines(targets))
 
     def fingerprint(self) -> str:
-        """A hash of all pairs."""
+        """A hash of all pairs; raises as that of `Lines` does."""
         return Lines((self.source.fingerprint(), self.target.fingerprint())).fingerprint()
 
     def split(self, *, valid: float, seed: int) -> tuple["ParallelCorpus", "ParallelCorpus"]:

@@ -7,7 +7,7 @@ LONGEST = 2000
 
 # A run of stops or of white space is looked at from its start alone, or long ones take for ever.
 _CANDIDATE = re.compile(
-    r"""(?<![.!?…])(?P<stop>[.!?…]+["'”’»)\]]*)\s+"""
+    r"""(?<![.!?…۔؟։])(?P<stop>[.!?…۔؟։]+["'”’»)\]]*)\s+"""
     r"""|(?P<wide>[。！？।॥]+[」』”’）]*)\s*"""
     r"""|(?<!\s)\s*\n\s*"""
 )
@@ -20,11 +20,11 @@ _LAST_WORD = re.compile(r"\w+$")
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Start and end of each sentence, in characters; white space between them belongs to none.
 
-    A sentence ends at ``. ! ? …`` with closing quotes before white space, unless a lower-case
-    letter follows, or the point stands behind an initial or a title ("J. R. Firth", "Dr. Who"); at
-    the full stops of Chinese, Japanese and Hindi; and at a line break, unless the line has no such
-    mark and the next one goes on in lower case, as in text with hard line breaks. What is longer
-    than `LONGEST` characters is cut.
+    A sentence ends at ``. ! ? …`` and the stops of Urdu, Arabic and Armenian (``۔ ؟ ։``), with
+    closing quotes, before white space, unless a lower-case letter follows, or the point stands
+    behind an initial or a title ("J. R. Firth", "Dr. Who"); at the full stops of Chinese, Japanese
+    and Hindi; and at a line break, unless the line has no such mark and the next one goes on in
+    lower case, as in text with hard line breaks. What is longer than `LONGEST` characters is cut.
     """
     spans, begin = [], 0
     for match in _CANDIDATE.finditer(text):

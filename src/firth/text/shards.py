@@ -14,7 +14,7 @@ once it is whole on disk, the manifest last.
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from firth.atomic import write_text
+from firth.atomic import TEMPORARY, write_text
 from firth.errors import DataError
 from firth.text.encoding import encode_stream, utf8_size
 from firth.text.shard_files import Shard, ShardWriter, shard_path
@@ -195,9 +195,10 @@ def write_shards(
     }
     for name in (MANIFEST, UNFINISHED):
         _check_identity(directory / name, settings)
+    directory.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(directory)
     if (directory / MANIFEST).exists():
         return Shards.open(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     settings["shard_tokens"] = shard_tokens
     writer = ShardWriter(directory, settings["dtype"], shard_tokens, _kept(directory, settings))
     documents = _checked(corpus, start=writer.documents_read)
@@ -211,8 +212,19 @@ def write_shards(
     if not writer.shards:
         raise DataError("none of the corpus's documents has a token; check its files and settings")
     _save_manifest(directory / MANIFEST, settings, writer.shards)
-    (directory / UNFINISHED).unlink(missing_ok=True)
+    _remove_leftovers(directory)
     return Shards.open(directory)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Removes what is of no use any more, also of a run that was killed just before it did so."""
+    names = (MANIFEST, UNFINISHED)
+    left = [path for name in names for path in directory.glob(f"{name}.*{TEMPORARY}")]
+    if (directory / MANIFEST).exists():
+        left.append(directory / UNFINISHED)
+    for path in left:
+        with suppress(OSError):  # a finished folder may be where nothing can be written
+            path.unlink(missing_ok=True)
 
 
 def _save_manifest(path: Path, settings: dict[str, Any], shards: list[Shard]) -> None:

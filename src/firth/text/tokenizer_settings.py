@@ -1,9 +1,15 @@
-"""Settings of a tokenizer_config.json that count for more than the tokenizer.json beside it."""
+"""The files of a tokenizer as they are read: tokenizer.json, and the settings beside it.
+
+What a tokenizer_config.json says counts for more than the tokenizer.json.
+"""
 
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from firth.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +25,32 @@ _SETTINGS = {
 
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Classes of `transformers` that take tokenizer.json as it is."""
+
+
+def canonical(tokenizer_json: str, where: object) -> str:
+    """The content of a tokenizer.json in one way of writing, without padding and truncation.
+
+    Raises:
+        CheckpointError: if it is no JSON object.
+    """
+    try:
+        description = json.loads(tokenizer_json)
+        plain = {**description, "padding": None, "truncation": None}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The content of a JSON file beside a tokenizer.json, empty if there is none.
+
+    Raises:
+        CheckpointError: if it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON file: {error}") from error
 
 
 def with_settings(tokenizer_json: str, config: dict[str, Any], *, where: object) -> str:

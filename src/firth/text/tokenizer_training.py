@@ -33,6 +33,9 @@ from firth.text.encoding import batches, utf8_size
 CHARACTER_COVERAGE = 0.99995
 """Share of the text that WordPiece and Unigram must be able to spell, as in SentencePiece; rarer
 characters get no entry of their own and become unknown tokens."""
+LONGEST_WORD = 1000
+"""Characters of a word beyond which WordPiece does not know it. The library's 100 are fewer than a
+clause of Thai, Lao or Khmer, which have no spaces between words, often has."""
 WORD_COVERAGE = 0.8
 """Share of the text that frequent words must make up for Unigram to learn from them alone."""
 
@@ -129,7 +132,7 @@ class Kind:
 
 KINDS = {
     "wordpiece": Kind(
-        model=partial(models.WordPiece, unk_token="[UNK]"),
+        model=partial(models.WordPiece, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD),
         trainer=trainers.WordPieceTrainer,
         pre_tokenizer=pre_tokenizers.BertPreTokenizer(),
         decoder=decoders.WordPiece(),

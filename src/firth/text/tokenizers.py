@@ -9,8 +9,7 @@ The work is done by the `tokenizers` library. For encoding a whole corpus, see `
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,19 +20,13 @@ from tokenizers import Tokenizer as Backend
 from firth.atomic import write_text
 from firth.errors import CheckpointError, ConfigError
 from firth.protocols import ABSENT, Encoding, Text, Vocabulary
+from firth.text.encoding import utf8_size
 from firth.text.special_tokens import CONFIG_FILE, ROLES, find_vocabulary, with_opening
-from firth.text.tokenizer_settings import with_settings
+from firth.text.tokenizer_settings import canonical, read_settings, with_settings
 from firth.text.tokenizer_training import backend_of_words, train_backend
-from firth.text.word_cache import WordCache
-from firth.text.words import (
-    WordReader,
-    Words,
-    cut_pair,
-    encoded,
-    joined,
-    whole_characters,
-    words_at,
-)
+from firth.text.truncation import check_length, cut_pair, truncating
+from firth.text.word_cache import WordCache, cuts_words, words_at
+from firth.text.words import WordReader, Words, encoded, joined, whole_characters
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -61,7 +54,7 @@ class Tokenizer:
         self, tokenizer_json: str, config: dict[str, Any] | None = None, *, where: object = ""
     ) -> None:
         # The library reads numbers with a rounding error, so what it would write is not the same.
-        self._json = _canonical(tokenizer_json, where)
+        self._json = canonical(tokenizer_json, where)
         try:
             self._backend = Backend.from_str(self._json)
         except Exception as error:  # the library raises nothing narrower
@@ -69,9 +62,8 @@ class Tokenizer:
         self._vocabulary = find_vocabulary(self._backend, config or {}, where)
         description = json.loads(self._json)
         whole_words = description["model"].get("type") == "WordLevel"
-        # Llama's takes a text for one word, or all of it that has no line break.
-        cutter = description.get("pre_tokenizer")
-        self._cuts_words = cutter is not None and cutter.get("split", True) is not False
+        self._cuts_words = cuts_words(description)
+        self._truncating: dict[int, Backend] = {}
         self._reader = WordReader(self._backend, self._vocabulary) if whole_words else None
         self._config = self._plain_config() if config is None else config
 
@@ -142,8 +134,8 @@ class Tokenizer:
                 "directory gets one by transformers.AutoTokenizer.from_pretrained(directory)"
                 ".save_pretrained(directory)"
             )
-        tokens = _read_json(file.with_name(SPECIAL_TOKENS_FILE))
-        config = {**tokens, **_read_json(file.with_name(CONFIG_FILE))}
+        tokens = read_settings(file.with_name(SPECIAL_TOKENS_FILE))
+        config = {**tokens, **read_settings(file.with_name(CONFIG_FILE))}
         content = with_settings(file.read_text(encoding="utf-8"), config, where=file)
         return cls(content, config or None, where=file)
 
@@ -254,14 +246,19 @@ class Tokenizer:
             texts: strings or lists of words.
             special_tokens: add the tokens that open and close a sequence.
             max_length: cut longer texts at their end, to this many tokens in all.
+
+        Raises:
+            ConfigError: if the special tokens alone are more than `max_length`.
+            DataError: if a text cannot be written in UTF-8.
         """
         if self._reader is not None:
             return self._reader.encode_ids(
                 texts, special_tokens=special_tokens, max_length=max_length
             )
         lines = [joined(text) for text in texts]
-        with self._truncation(max_length):
-            encodings = encoded(self._backend.encode_batch_fast, lines, special_tokens)
+        num_special = self._backend.num_special_tokens_to_add(False) if special_tokens else 0
+        backend = self._cut_at(max_length, num_special)
+        encodings = encoded(backend.encode_batch_fast, lines, special_tokens)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
     def encode_pair(self, first: Text, second: Text) -> tuple[np.ndarray, np.ndarray]:
@@ -281,21 +278,27 @@ class Tokenizer:
         Returns:
             for each pair the ids and the segments, int64: 0 for the first text, 1 for the second
             (0 for both where the template has no segments, as RoBERTa's).
+
+        Raises:
+            ConfigError: if the special tokens alone are more than `max_length`.
+            DataError: if a text cannot be written in UTF-8.
         """
         if self._reader is not None:
             return [self._reader.encode_pair(a, b, max_length) for a, b in pairs]
         lines = [(joined(first), joined(second)) for first, second in pairs]
-        if self._backend.num_special_tokens_to_add(True) == 0:  # GPT-2's would run into one
+        num_special = self._backend.num_special_tokens_to_add(True)
+        if num_special == 0:  # GPT-2's would run into one
             return self._delimited(lines, max_length)
-        with self._truncation(max_length):
-            encodings = encoded(self._backend.encode_batch_fast, lines, True)
+        backend = self._cut_at(max_length, num_special)
+        encodings = encoded(backend.encode_batch_fast, lines, True)
         return [(np.array(e.ids, np.int64), np.array(e.type_ids, np.int64)) for e in encodings]
 
     def _delimited(
         self, pairs: Sequence[tuple[str, str]], max_length: int | None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Pairs with a delimiter between them (Radford et al. 2018, section 3.3)."""
-        room, between = None if max_length is None else max(0, max_length - 1), self.vocabulary.last
+        check_length(max_length, 1)
+        room, between = None if max_length is None else max_length - 1, self.vocabulary.last
         sides = [self.encode_ids(side, special_tokens=False) for side in zip(*pairs, strict=True)]
         cut = [cut_pair(first, second, room) for first, second in zip(*sides, strict=True)]
         return [
@@ -310,7 +313,12 @@ class Tokenizer:
 
         Returns:
             for each document the ids (int64), and whether each opens a word (bool).
+
+        Raises:
+            DataError: if a document cannot be written in UTF-8.
         """
+        for index, document in enumerate(documents):
+            utf8_size(document, index)
         encoded = self._word_cache.encode(documents)
         ends = np.cumsum(encoded.lengths)[:-1]
         ids = np.split(encoded.ids.astype(np.int64), ends)
@@ -359,14 +367,14 @@ class Tokenizer:
             words=words,
         )
 
-    @contextmanager
-    def _truncation(self, max_length: int | None) -> Iterator[None]:
-        if max_length is not None:
-            self._backend.enable_truncation(max_length, strategy="longest_first")
-        try:
-            yield
-        finally:
-            self._backend.no_truncation()
+    def _cut_at(self, max_length: int | None, num_special: int) -> Backend:
+        """What encodes to so many tokens at most, `num_special` of which are special ones."""
+        if max_length is None:
+            return self._backend
+        check_length(max_length, num_special)
+        if max_length not in self._truncating:
+            self._truncating[max_length] = truncating(self._backend, max_length)
+        return self._truncating[max_length]
 
     def _plain_config(self) -> dict[str, Any]:
         """What `transformers` must know to use tokenizer.json as it is."""
@@ -380,19 +388,3 @@ class Tokenizer:
     @cached_property
     def _word_cache(self) -> WordCache:
         return WordCache(self._json)
-
-
-def _canonical(tokenizer_json: str, where: object) -> str:
-    try:
-        description = json.loads(tokenizer_json)
-        plain = {**description, "padding": None, "truncation": None}
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
-    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file: {error}") from error

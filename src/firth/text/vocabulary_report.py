@@ -1,17 +1,26 @@
 """What a vocabulary makes of a text: how finely it cuts, what it does not know, what it loses."""
 
+import json
+import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from tokenizers import Tokenizer as Backend
 
 from firth.errors import DataError
+from firth.protocols import ABSENT
 from firth.text.encoding import batches
 from firth.text.tokenizer_training import sample_documents
 from firth.text.tokenizers import Tokenizer
+from firth.text.word_cache import literal_backend
 
+logger = logging.getLogger(__name__)
+
+MOST_UNKNOWN = 0.01
+"""Share of the characters under unknown tokens above which a vocabulary of pieces is doubtful."""
 SHOWN = 12
 """Lost characters listed in the rows."""
 
@@ -27,6 +36,8 @@ class VocabularyReport:
     num_tokens: int
     num_unknown: int
     """Tokens that are the unknown token."""
+    num_unknown_characters: int
+    """Characters that stand under one. A whole clause may: tokens alone do not show how much."""
     num_units: int
     """Words as the pre-tokenizer sees them, often with punctuation as words of its own."""
     num_cut: int
@@ -48,6 +59,11 @@ class VocabularyReport:
     def unknown_share(self) -> float:
         """Share of tokens that are unknown."""
         return self.num_unknown / max(self.num_tokens, 1)
+
+    @property
+    def unknown_character_share(self) -> float:
+        """Share of the characters that stand under unknown tokens."""
+        return self.num_unknown_characters / self.num_characters
 
     @property
     def cut_share(self) -> float:
@@ -74,6 +90,7 @@ class VocabularyReport:
             ("tokens per word", f"{self.tokens_per_word:.2f}"),
             ("words cut into pieces", f"{self.cut_share:.1%}"),
             ("unknown tokens", f"{self.unknown_share:.3%}"),
+            ("characters in unknown tokens", f"{self.unknown_character_share:.3%}"),
             ("entries never used", f"{self.unused_share:.1%} of {self.num_entries:,}"),
             ("characters lost by normalisation", f"{self.lost_share:.3%}"),
             ("most often lost", shown or "none"),
@@ -84,6 +101,9 @@ def vocabulary_report(
     tokenizer: Tokenizer, documents: Iterable[str], *, max_bytes: int = 10_000_000
 ) -> VocabularyReport:
     """Encodes a sample of documents and counts.
+
+    Logs a warning if a vocabulary of pieces, which should spell any word, does not know more than
+    one character in a hundred.
 
     Args:
         tokenizer: whose vocabulary it is.
@@ -96,7 +116,9 @@ def vocabulary_report(
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
     counts = np.zeros(tokenizer.vocabulary.size, np.int64)
-    num_words = num_units = num_cut = 0
+    unknown = tokenizer.vocabulary.unknown
+    backend = literal_backend(tokenizer.to_json())
+    num_words = num_units = num_cut = num_hidden = 0
     for batch in batches(sample_documents(documents, max_bytes)):
         for document, (ids, opens_word) in zip(
             batch, tokenizer.encode_documents(batch), strict=True
@@ -104,6 +126,8 @@ def vocabulary_report(
             before.update(_visible(document))
             after.update(_visible(tokenizer.normalize(document)))
             counts += np.bincount(ids, minlength=len(counts))
+            if unknown != ABSENT and unknown in ids:
+                num_hidden += _num_under(backend, document, unknown)
             unit_lengths = np.diff(np.flatnonzero(opens_word), append=len(ids))
             num_words += len(document.split())
             num_units += len(unit_lengths)
@@ -111,17 +135,38 @@ def vocabulary_report(
     if not num_words:
         raise DataError("there are no words to report on; check the corpus")
     entries = np.delete(counts, tokenizer.vocabulary.special)
-    return VocabularyReport(
+    report = VocabularyReport(
         num_characters=before.total(),
         num_words=num_words,
         num_tokens=int(counts.sum()),
-        num_unknown=int(counts[tokenizer.vocabulary.unknown]),
+        num_unknown=0 if unknown == ABSENT else int(counts[unknown]),
+        num_unknown_characters=num_hidden,
         num_units=num_units,
         num_cut=num_cut,
         num_used=int((entries > 0).sum()),
         num_entries=len(entries),
         lost=dict((before - after).most_common()),
     )
+    _warn_of_unknown(report, tokenizer)
+    return report
+
+
+def _warn_of_unknown(report: VocabularyReport, tokenizer: Tokenizer) -> None:
+    whole_words = json.loads(tokenizer.to_json())["model"].get("type") == "WordLevel"
+    if report.unknown_character_share > MOST_UNKNOWN and not whole_words:
+        logger.warning(
+            "%.1f%% of the characters are in words that the vocabulary does not know, and are lost "
+            "to the model; use a tokenizer of the kind bpe or unigram, a larger vocabulary, or "
+            "text that is more like what it was trained on",
+            100 * report.unknown_character_share,
+        )
+
+
+def _num_under(backend: Backend, document: str, unknown: int) -> int:
+    """How many visible characters of a document stand under unknown tokens."""
+    encoding = backend.encode(document, add_special_tokens=False)
+    spans = zip(encoding.ids, encoding.offsets, strict=True)
+    return sum(len(_visible(document[a:b])) for index, (a, b) in spans if index == unknown)
 
 
 def _visible(text: str) -> str:

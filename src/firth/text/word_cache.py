@@ -55,6 +55,10 @@ UNSEEN = b"?"
 """Stands for the ids of a chunk that is not known; ids take a multiple of four bytes."""
 GROUP = 128
 """Unseen words encoded as one text, to share the cost of a call."""
+LOOKS_UP_NAMES = {"WordLevel", "WordPiece", "Unigram"}
+"""Models that find a special token's name in plain text, as a word or a piece like any other."""
+NO_TEXT = "\uffff"
+"""A code point that is no character, and so in no text."""
 
 
 class Encoded(NamedTuple):
@@ -73,15 +77,59 @@ def literal_backend(tokenizer_json: str) -> Tokenizer:
     description = json.loads(tokenizer_json)
     # Without it, offsets are those of the text, untrimmed.
     description["post_processor"] = None
-    model = description["model"]
-    if model.get("type") == "WordLevel":  # it would know its special tokens' names as words
-        added = description["added_tokens"]
-        names = {token["content"] for token in added if token["special"]} - {model["unk_token"]}
-        description["added_tokens"] = [token for token in added if not token["special"]]
-        model["vocab"] = {f"{w} " if w in names else w: i for w, i in model["vocab"].items()}
+    if description["model"].get("type") in LOOKS_UP_NAMES:
+        _rename_special_tokens(description)
     backend = Tokenizer.from_str(json.dumps(description))
     backend.encode_special_tokens = True
     return backend
+
+
+def _rename_special_tokens(description: dict[str, Any]) -> None:
+    """Gives special tokens names that are in no text, in place; their ids stay."""
+    model = description["model"]
+    special = [token for token in description["added_tokens"] if token["special"]]
+    names = {token["content"] for token in special} - {model.get("unk_token")}
+    for token in special:
+        if token["content"] in names:
+            token["content"] += NO_TEXT
+
+    def renamed(name: str) -> str:
+        return name + NO_TEXT if name in names else name
+
+    if model["type"] == "Unigram":
+        model["vocab"] = [[renamed(piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {renamed(word): index for word, index in model["vocab"].items()}
+
+
+def cuts_words(description: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json cuts texts into words.
+
+    Llama's takes a text for one word, or all of it that has no line break.
+    """
+    cutter = description.get("pre_tokenizer")
+    return cutter is not None and cutter.get("split", True) is not False
+
+
+def words_at(offsets: np.ndarray, line: str, text: str | Sequence[str]) -> np.ndarray:
+    """For each token, the index of the word that holds its first character but for white space.
+
+    Args:
+        offsets: (T, 2) begin and end of each token in `line`.
+        line: the text as one string.
+        text: the words that are joined in it by spaces; or the string, cut at white space.
+    """
+    if isinstance(text, str):
+        starts = np.array([match.start() for match in re.finditer(r"\S+", text)], np.int64)
+    else:
+        lengths = np.fromiter(map(len, text), np.int64, len(text))
+        starts = np.cumsum(lengths + 1) - lengths - 1
+    visible = []
+    for start, end in offsets.tolist():
+        while start < end and line[start].isspace():
+            start += 1
+        visible.append(start)
+    return np.searchsorted(starts, np.array(visible, np.int64), side="right") - 1
 
 
 class WordCache:
@@ -94,7 +142,9 @@ class WordCache:
 
     def __init__(self, tokenizer_json: str, max_bytes: int = 1 << 27) -> None:
         self._backend = literal_backend(tokenizer_json)
-        self._chunks = _chunker(json.loads(tokenizer_json))
+        description = json.loads(tokenizer_json)
+        self._chunks = _chunker(description)
+        self._cuts_words = cuts_words(description)
         self._known: dict[str, bytes] = {}
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -108,12 +158,19 @@ class WordCache:
         """Encodes documents."""
         if self._chunks is None:
             encodings = self._backend.encode_batch(documents, add_special_tokens=False)
-            found = [_flagged_ids(encoding).tobytes() for encoding in encodings]
+            pairs = zip(documents, encodings, strict=True)
+            found = [self._whole(document, encoding).tobytes() for document, encoding in pairs]
         else:
             found = self._look_up(documents, self._chunks)
         flagged = np.frombuffer(b"".join(found), np.uint32)
         lengths = np.fromiter(map(len, found), np.int64, len(found)) // flagged.itemsize
         return Encoded(flagged & ~OPENS_WORD, flagged >= OPENS_WORD, lengths)
+
+    def _whole(self, document: str, encoding: Any) -> np.ndarray:
+        if self._cuts_words:
+            return _flagged_ids(encoding.ids, encoding.word_ids)
+        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return _flagged_ids(encoding.ids, words_at(offsets, document, document))
 
     def _look_up(self, documents: Sequence[str], cut: Callable[[str], list[str]]) -> list[bytes]:
         if self._bytes > self._max_bytes:
@@ -148,7 +205,7 @@ class WordCache:
         token_starts = np.array([start for start, _ in encoding.offsets], np.int64)
         chunk = np.searchsorted(starts, token_starts, side="right") - 1
         inside = token_starts < (starts + lengths)[chunk]
-        data = _flagged_ids(encoding)[inside].tobytes()
+        data = _flagged_ids(encoding.ids, encoding.word_ids)[inside].tobytes()
         ends = np.cumsum(np.bincount(chunk[inside], minlength=len(group))) * OPENS_WORD.itemsize
         spans = itertools.pairwise([0, *ends.tolist()])
         self._known.update(zip(group, [data[start:end] for start, end in spans], strict=True))
@@ -163,11 +220,11 @@ def _positions(item: bytes, items: list[bytes]) -> Iterator[int]:
             yield position
 
 
-def _flagged_ids(encoding: Any) -> np.ndarray:
-    ids = np.array(encoding.ids, np.uint32)
-    words = np.array(encoding.word_ids, np.int64)
-    ids[np.diff(words, prepend=-1) != 0] |= OPENS_WORD
-    return ids
+def _flagged_ids(ids: Sequence[int], words: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The ids, marked where the number of the word is another than before."""
+    flagged = np.array(ids, np.uint32)
+    flagged[np.diff(np.array(words, np.int64), prepend=-1) != 0] |= OPENS_WORD
+    return flagged
 
 
 def _chunker(description: dict[str, Any]) -> Callable[[str], list[str]] | None:

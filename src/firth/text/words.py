@@ -4,7 +4,6 @@ Models that spell words (ELMo's characters, fastText's n-grams) have a vector fo
 tokenizers give an unseen word the next free id, and the model looks its spelling up here.
 """
 
-import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 
 from firth.errors import DataError
 from firth.protocols import Encoding, Text, Vocabulary
+from firth.text.truncation import check_length, cut_pair
 
 T = TypeVar("T")
 
@@ -88,39 +88,6 @@ def _continues(character: str) -> bool:
     """Whether a character is a mark, or the vowel or final consonant of a Korean syllable."""
     jamo = "\u1160" <= character <= "\u11ff" or "\ud7b0" <= character <= "\ud7fb"
     return jamo or unicodedata.category(character).startswith("M")
-
-
-def words_at(offsets: np.ndarray, line: str, text: Text) -> np.ndarray:
-    """For each token, the index of the word that holds its first character but for white space.
-
-    Args:
-        offsets: (T, 2) begin and end of each token in `line`.
-        line: the text as one string.
-        text: the words that are joined in it by spaces; or the string, cut at white space.
-    """
-    if isinstance(text, str):
-        starts = np.array([match.start() for match in re.finditer(r"\S+", text)], np.int64)
-    else:
-        lengths = np.fromiter(map(len, text), np.int64, len(text))
-        starts = np.cumsum(lengths + 1) - lengths - 1
-    visible = []
-    for start, end in offsets.tolist():
-        while start < end and line[start].isspace():
-            start += 1
-        visible.append(start)
-    return np.searchsorted(starts, np.array(visible, np.int64), side="right") - 1
-
-
-def cut_pair(
-    first: np.ndarray, second: np.ndarray, room: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two texts, the longer one cut until both fit into `room` tokens (Devlin et al. 2019, A.2)."""
-    if room is None or len(first) + len(second) <= room:
-        return first, second
-    shorter = min(len(first), len(second), room // 2)
-    if len(first) > len(second):
-        return first[: room - shorter], second[:shorter]
-    return first[:shorter], second[: room - shorter]
 
 
 class Words:
@@ -206,6 +173,7 @@ class WordReader:
         self, texts: Sequence[Text], *, special_tokens: bool, max_length: int | None
     ) -> list[np.ndarray]:
         """The ids alone, cut at their end to `max_length` in all."""
+        check_length(max_length, 2 if special_tokens else 0)
         found = [self.encode(text, special_tokens=False).ids for text in texts]
         ends = self._vocabulary.first, self._vocabulary.last
         if special_tokens:
@@ -217,8 +185,9 @@ class WordReader:
         self, first: Text, second: Text, max_length: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """``[CLS] A [SEP] B [SEP]`` with segments 0 and 1, the longer text cut first."""
+        check_length(max_length, 3)
         a, b = (self.encode(text, special_tokens=False).ids for text in (first, second))
-        a, b = cut_pair(a, b, None if max_length is None else max(0, max_length - 3))
+        a, b = cut_pair(a, b, None if max_length is None else max_length - 3)
         opening, closing = self._vocabulary.first, self._vocabulary.last
         ids = np.concatenate([[opening], a, [closing], b, [closing]]).astype(np.int64)
         return ids, np.repeat(np.array([0, 1], np.int64), [len(a) + 2, len(b) + 1])
@@ -227,10 +196,11 @@ class WordReader:
         lengths = np.array([len(word) for word in words], np.int64)
         ends = np.cumsum(lengths + 1) - 1
         offsets = np.stack([ends - lengths, ends], axis=1).reshape(-1, 2)
-        kept = np.flatnonzero([bool(word.strip()) for word in words])
+        normal = list(map(self._normal, words))
+        kept = np.flatnonzero([bool(word.strip()) for word in normal])
         unknown = self._vocabulary.unknown
         surface = [words[i] for i in kept.tolist()]
-        known = map(self._known, map(self._normal, surface))
+        known = (self._known(normal[i]) for i in kept.tolist())
         ids = self._ids(surface, [unknown if index is None else index for index in known])
         return self._encoding(line, ids, offsets[kept], kept)
 
@@ -255,7 +225,10 @@ class WordReader:
         """The word as the vocabulary has it: without the spaces put around Chinese characters."""
         if not self._normalizer:
             return word
-        parts = map(self._normalizer.normalize_str, word.split())
+        try:
+            parts = [self._normalizer.normalize_str(part) for part in word.split()]
+        except UnicodeEncodeError as error:
+            raise not_unicode(error) from error
         return " ".join("".join(part.split()) for part in parts)
 
     def _encoding(
