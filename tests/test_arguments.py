@@ -121,7 +121,8 @@ def test_what_is_learned_is_said_and_doubted(lm, caplog):
     caplog.clear()
     odd = [dataclasses.replace(one, label=f"text {i:02}") for i, one in enumerate(EXAMPLES)]
     numbers = [dataclasses.replace(one, label=i % 2) for i, one in enumerate(EXAMPLES)]
-    firth.adapt(lm, firth.Classification(labels=(0, 1)), numbers, how)  # labels of any type
+    with pytest.raises(DataError, match=r"example 0: its label is 0, expected a string"):
+        firth.adapt(lm, firth.Classification(), numbers, how)
     caplog.clear()
     with caplog.at_level("INFO", logger="firth"), contextlib.suppress(DivergedError):
         firth.adapt(lm, firth.Classification(), odd, how)

@@ -20,12 +20,13 @@ TASK_NETWORK = "task_network.safetensors"
 """Mix and head of an adapted model, where the head is not the stock one in `WEIGHTS`."""
 _RUN = "recipe.json"
 """Only a run directory has this file."""
-MODEL_FILES = (WEIGHTS, "config.json", _RUN, ADAPTED, "tokenizer.json")
+_TOKENIZER = "tokenizer.json"
+MODEL_FILES = (WEIGHTS, "config.json", _RUN, ADAPTED, _TOKENIZER)
 
 _OF_A_MODEL = (
     *(WEIGHTS, f"{WEIGHTS}.index.json", "model-*.safetensors", "config.json"),
     *(ADAPTED, TASK_NETWORK, "generation_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *(_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "vocab.txt", "vocab.json", "merges.txt", "spiece.model"),
     "sentencepiece.bpe.model",
 )
@@ -57,6 +58,11 @@ def refuse_to_overwrite(directory: Path, own: str, *, overwrite: bool) -> None:
             or an adapted one besides, never is.
     """
     found = {name for name in MODEL_FILES if (directory / name).exists()}
+    if found == {_TOKENIZER}:
+        raise ConfigError(
+            f"{directory / _TOKENIZER} is there already, without a model, and would be lost; "
+            "choose another directory (-o on the command line)"
+        )
     others = found & {ADAPTED, _RUN} - {own}
     if found and (own not in found or others):
         raise ConfigError(
