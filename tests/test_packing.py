@@ -38,6 +38,9 @@ def test_products_are_those_of_the_plain_weight(bias):
         assert torch.allclose(F.linear(x, weight, plain.bias), plain(x), atol=1e-5)
         assert weight.blocks is not None
     assert weight.data_ptr() == plain.weight.data_ptr()
+    x = torch.randn(5, 48)
+    assert torch.allclose(F.linear(x, weight, bias=plain.bias), plain(x), atol=1e-5)
+    assert torch.allclose(F.linear(x, weight=weight, bias=plain.bias), plain(x), atol=1e-5)
     assert type(weight * 2) is torch.Tensor
 
 
@@ -61,6 +64,7 @@ def test_a_packed_decoder_shares_its_weights_and_gives_its_scores(tied):
 def test_what_is_not_packed(monkeypatch):
     model = random_model(SHAPES["gpt2"])
     assert packed_for(model, 2) is model
+    assert packed_for(model, 64) is model
     half = random_model(SHAPES["gpt2"]).to(torch.bfloat16)
     assert packed_for(half, 6) is half
     elmo = Elmo(ElmoConfig(vocab_size=30, output_size=20, projection_size=4, cell_size=8))

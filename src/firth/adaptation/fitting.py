@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -133,52 +133,84 @@ def fit(
         at_step: called before each step with the steps done, for instance to freeze parameters.
     """
     state = State.begin(network, training) if state is None else state
-    keep = partial(_fitted, network, _trained(network), training.seed)
+    course = _Course(task, dev, partial(_fitted, network, _trained(network), training.seed))
     at_step(0)
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
-    best: Fitted | None = None
-    losses, found, kept = list[float](), list[float](), []
-    waited, broken, collapsed = 0, False, False
+    losses, broken = list[float](), False
     for step in steps(state, objective, batches, training, total_steps=total_steps):
         if broken := not np.isfinite(step.loss):
             logger.warning("seed %d: the loss became %s", training.seed, step.loss)
             break
         losses.append(step.loss)
         at_step(step.step)
-        if step.step % every and step.step != total_steps:
-            continue
-        scores = evaluate()
-        report, collapsed = task.evaluate(scores, dev), task.degenerate(scores, dev)
-        waited = waited + 1 if best and report.score <= best.report.score else 0
-        if waited == 0 or _as_good(report, collapsed, best):
-            best, kept = replace(keep(report, step.step), degenerate=collapsed), scores
-        found.append(report.score)
-        if waited >= patience:
+        if step.step % every == 0 or step.step == total_steps:
+            course.look(evaluate(), step.step)
+        if course.waited >= patience:
             break
-    if best is None:  # it broke down before the first scoring
+    if (best := course.best) is None:  # it broke down before the first scoring
         report = task.evaluate([np.nan_to_num(rows) for rows in evaluate()], dev)
-        best = keep(report, state.step)
+        best = course.keep(report, state.step)
     network.load_state_dict(best.weights, strict=False)
-    _tell_of_dev(found, best, len(dev))
-    still = best.steps <= every and _is_flat(losses) and _is_chance(task, kept, best, dev)
-    idle = collapsed or best.degenerate or still
+    course.tell()
+    still = best.steps <= every and _is_flat(losses) and course.is_chance()
+    idle = course.collapsed or best.degenerate or still
     return replace(best, degenerate=broken or (idle and total_steps >= _ENOUGH))
 
 
-def _as_good(report: Report, collapsed: bool, best: Fitted | None) -> bool:
-    """Whether weights are as good on dev as the best before them, and no worse otherwise.
+@dataclass
+class _Course:
+    """What dev says of the weights of a run, scoring by scoring."""
 
-    Few examples give the same score many times, and later weights have learned more.
-    """
-    return best is None or (report.score == best.report.score and collapsed <= best.degenerate)
+    task: Task
+    dev: Sequence[Example]
+    keep: Callable[[Report, int], Fitted]
+    """Of the weights as they are."""
+    best: Fitted | None = None
+    scores: Scores = field(default_factory=list)
+    """On dev, of the best weights."""
+    found: list[float] = field(default_factory=list)
+    """The main metric at each scoring."""
+    waited: int = 0
+    """Scorings since the metric was higher than ever."""
+    collapsed: bool = False
+    """Whether the last scoring gave one answer for everything."""
 
+    def look(self, scores: Scores, step: int) -> None:
+        """Takes dev's scores after a step, and keeps the weights if they are the best.
 
-def _is_chance(task: Task, scores: Scores, best: Fitted, dev: Sequence[Example]) -> bool:
-    """Whether dev is no more than a standard error better than with one answer for everything."""
-    if not len(scores):
-        return True
-    constant = task.evaluate(_one_answer(scores), dev).score
-    return best.report.score <= constant + len(dev) ** -0.5
+        Of weights that are as good the last are, unless they have collapsed since: few examples
+        give the same score many times, and later weights have learned more.
+        """
+        report, best = self.task.evaluate(scores, self.dev), self.best
+        self.collapsed = self.task.degenerate(scores, self.dev)
+        higher = best is None or report.score > best.report.score
+        self.waited = 0 if higher else self.waited + 1
+        self.found.append(report.score)
+        if best is None or higher or self._as_good(report, best):
+            kept = self.keep(report, step)
+            self.best, self.scores = replace(kept, degenerate=self.collapsed), scores
+
+    def _as_good(self, report: Report, best: Fitted) -> bool:
+        return report.score == best.report.score and self.collapsed <= best.degenerate
+
+    def is_chance(self) -> bool:
+        """Whether dev is no more than a standard error better than with one answer for all."""
+        if self.best is None:
+            return True
+        constant = self.task.evaluate(_one_answer(self.scores), self.dev).score
+        return self.best.report.score <= constant + len(self.dev) ** -0.5
+
+    def tell(self) -> None:
+        """Warns where dev cannot tell weights apart."""
+        if self.best is not None and len(self.found) > 2 and len(set(self.found)) == 1:
+            logger.warning(
+                "seed %d: dev %s was %.3f all the time, so the last weights are kept: %d dev "
+                "examples do not tell weights apart; give more of them, with all kinds of labels",
+                self.best.seed,
+                self.best.report.main,
+                self.found[0],
+                len(self.dev),
+            )
 
 
 def _one_answer(scores: Scores) -> Scores:
@@ -187,19 +219,6 @@ def _one_answer(scores: Scores) -> Scores:
         return np.broadcast_to(scores.mean(axis=0), scores.shape)
     mean = np.concatenate(scores).mean(axis=0)
     return [np.broadcast_to(mean, rows.shape) for rows in scores]
-
-
-def _tell_of_dev(found: list[float], best: Fitted, count: int) -> None:
-    """Warns where dev cannot tell weights apart."""
-    if len(found) > 2 and len(set(found)) == 1:
-        logger.warning(
-            "seed %d: dev %s was %.3f all the time, so the last weights are kept: %d dev examples "
-            "do not tell weights apart; give more of them, with all kinds of labels",
-            best.seed,
-            best.report.main,
-            found[0],
-            count,
-        )
 
 
 def _is_flat(losses: list[float]) -> bool:
