@@ -455,21 +455,33 @@ def test_a_budget_in_a_file_replaces_that_of_the_recipe(corpus, tmp_path):
     assert record["recipe"]["training"]["steps"] == 3
 
 
-def test_a_budget_of_minutes_is_fixed_once(corpus, tmp_path):
+def test_a_budget_of_minutes_is_fixed_once(corpus, tmp_path, monkeypatch):
+    """The number of steps that was measured stays that of the run, on a machine of any speed."""
+    budgets, counts = [], iter((3, 5))
+    monkeypatch.setattr(
+        "firth.api.pretraining.steps_within",
+        lambda minutes, *_, **__: budgets.append(minutes) or next(counts),
+    )
     command = training(corpus, tmp_path / "run", steps=1)
     at = command.index("--steps")
     command = [*command[:at], *command[at + 2 :], "--minutes", "0.01"]
-    result = run(*command)
-    assert "measuring throughput" in result.err
-    record = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    steps = record["recipe"]["training"]["steps"]
-    assert steps >= 1
-    assert record["recipe"]["training"]["minutes"] is None
-    assert read_metrics(tmp_path / "run")[-1]["step"] == steps
+    good(*command)
+    record = json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["training"]
+    assert (record["steps"], record["minutes"]) == (3, None)
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 3
     again = run(*command)
     assert again.code == 0
-    assert "measuring throughput" not in again.err
-    assert f"resuming from step {steps} of {steps}" in again.err
+    assert "resuming from step 3 of 3" in again.err
+    assert budgets == [0.01]
+
+
+def test_a_budget_of_minutes_is_measured(corpus, tmp_path):
+    command = training(corpus, tmp_path / "run", steps=1)
+    at = command.index("--steps")
+    result = run(*command[:at], *command[at + 2 :], "--minutes", "0.01")
+    assert "measuring throughput" in result.err
+    steps = json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["training"]["steps"]
+    assert read_metrics(tmp_path / "run")[-1]["step"] == steps >= 1
 
 
 def test_settings_are_checked_together(corpus, tmp_path):
