@@ -107,6 +107,40 @@ def test_too_little_text_for_a_stream_is_refused():
     assert streams(streams=500).streams == 99  # as many as there is text for
 
 
+def test_held_out_text_may_be_shorter_than_a_step(tmp_path, papers):
+    chosen = firth.recipe("awd-lstm", size="tiny", vocab_size=300).with_settings(
+        {"training.steps": 1, "training.batch_tokens": 160, "data.max_length": 40}
+    )
+    train, valid = (firth.Corpus.from_texts(texts) for texts in (papers[:9], ["the parser"]))
+    firth.pretrain(chosen, train, tmp_path / "run", valid=valid)
+    tokens = firth.text.shards.Shards.open(tmp_path / "run" / "data" / "valid").num_tokens
+    (loss,) = losses_of(tmp_path / "run")
+    assert tokens < 40
+    assert 5 < loss < 6.5  # the uniform distribution costs log 300 = 5.7
+
+
+@pytest.mark.parametrize(
+    ("settings", "compares"), [({}, False), ({"objective.ar": 0, "objective.tar": 0}, True)]
+)
+def test_a_loss_that_is_regularised_is_not_held_against_the_entropy(
+    settings, compares, tmp_path, papers, monkeypatch
+):
+    class SeenError(Exception):
+        pass
+
+    def train(_state, _objective, _batches, _training, plan):
+        raise SeenError(plan.unigram_entropy)
+
+    monkeypatch.setattr("firth.api.pretraining.train", train)
+    chosen = firth.recipe("awd-lstm", size="tiny", vocab_size=300).with_settings(
+        {"training.steps": 1, "training.batch_tokens": 160, "data.max_length": 40, **settings}
+    )
+    corpus = firth.Corpus.from_texts(papers[:9])
+    with pytest.raises(SeenError) as seen:
+        firth.pretrain(chosen, corpus, tmp_path / "run", valid=corpus)
+    assert (seen.value.args[0] is not None) == compares
+
+
 def test_a_stream_in_parts_is_the_stream():
     """The state goes from step to step, so cutting a text changes nothing."""
     model = small_awd().eval()

@@ -1,8 +1,10 @@
 """What the command line says of commands that cannot be meant so, and of files of other kinds."""
 
 import errno
+import io
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -191,3 +193,139 @@ def test_a_reader_that_has_seen_enough_is_no_error():
             assert process.stderr.read() == b""
             process.stderr.close()
         assert process.returncode == 0
+
+
+def test_results_are_utf_8_whatever_the_locale(tiny_run):
+    command = [sys.executable, "-m", "firth.cli", "score", tiny_run]
+    with_latin = {**os.environ, "PYTHONIOENCODING": "latin-1", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        command, input="Ọmọ ń jẹun.".encode(), capture_output=True, env=with_latin, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.decode().rstrip("\n").endswith("Ọmọ ń jẹun.")
+
+
+def test_a_stdout_that_is_closed_or_full_is_no_traceback(tiny_run):
+    for place, code in ((">&-", 0), ("> /dev/full", 5)):
+        for words in ("--help", f"inspect {tiny_run}"):
+            command = f"{sys.executable} -m firth.cli {words} {place}"
+            found = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+            assert b"Traceback" not in found.stderr, found.stderr
+            assert found.returncode == code, (command, found.stderr)
+
+
+def test_a_dash_is_stdin_for_blanks_and_prompts(tiny_run, tables, said, papers, monkeypatch):
+    def given(text: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    sentences = ["The [MASK] is in.", "A [MASK]."]
+    _, expected, _ = said("fill", tiny_run, *sentences)
+    given("\n".join(sentences) + "\n")
+    assert said("fill", tiny_run, "-")[1] == expected
+    chosen = firth.recipe("gpt", size="tiny", vocab_size=400).with_settings({"training.steps": 1})
+    firth.pretrain(chosen, firth.Corpus.from_texts(papers), tables / "gpt")
+    _, expected, _ = said("generate", tables / "gpt", "The tide", "We", "--max-tokens", 3)
+    given("The tide\nWe\n")
+    assert said("generate", tables / "gpt", "-", "--max-tokens", 3)[1] == expected
+
+
+def test_a_file_of_any_name_is_lines(tiny_run, tables, said):
+    expected = said("score", tiny_run, tables / "a.txt")[1]
+    shutil.copy(tables / "a.txt", tables / "plain")
+    assert said("score", tiny_run, tables / "plain")[1] == expected
+    os.mkfifo(tables / "pipe")
+    with subprocess.Popen(f"cat {tables / 'a.txt'} > {tables / 'pipe'}", shell=True):
+        assert said("score", tiny_run, tables / "pipe")[1] == expected
+
+
+def test_what_was_written_is_not_replaced_unasked(tiny_run, tables, said):
+    (tables / "mine").write_text("mine")
+    command = ("evaluate", tiny_run, tables / "a.txt", "--target", tables / "a.txt")
+    code, _, err = said(*command, "--outputs", tables / "mine")
+    assert (code, (tables / "mine").read_text()) == (2, "mine")
+    assert "is there already; choose another name, or give --overwrite" in err
+    _, _, err = said(*command, "--outputs", tables / "mine", "--overwrite")
+    assert "is no encoder-decoder" in err  # so the file itself was no obstacle
+
+
+def test_no_units_are_left_beside_other_vectors(tiny_run, tables, said):
+    target = tables / "v.npy"
+    said("embed", tiny_run, tables / "a.txt", "-o", target, "--unit", "word")
+    assert (tables / "v.units.tsv").is_file()
+    said("embed", tiny_run, tables / "a.txt", "-o", target)
+    assert not (tables / "v.units.tsv").exists()
+    (tables / "v.units.tsv").write_text("mine")
+    assert said("embed", tiny_run, tables / "a.txt", "-o", target)[0] == 0
+    assert (tables / "v.units.tsv").read_text() == "mine"
+    command = ("embed", tiny_run, tables / "a.txt", "-o", tables / "w.npy", "--unit", "token")
+    code, _, err = said(*command, "--pooling", "max")
+    assert (code, "pooling 'max' is of sentences" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        (("--training.steps", "2"), "--training.steps and --steps are the same setting"),
+        (("--tokenizer.vocab-size=9", "--vocab", "9"), "vocab_size and --vocab are the same"),
+        (("--column", "body"), "--column body is about tables"),
+        (("--target", "a.txt"), "the recipe bert learns from plain text; leave --target out"),
+        (("--training.optimizer", "Muon"), "to choose Muon give it as optimizer.type"),
+        (("--training.compile", "yes"), "is 'yes', expected true or false"),
+        (("--output", "a.txt"), "a.txt is a file, expected the name of a directory"),
+    ],
+)
+def test_settings_that_cannot_be_meant_so(more, hint, tables, said, monkeypatch):
+    monkeypatch.chdir(tables)
+    code, _, err = said("pretrain", "bert", "a.txt", "-o", "run", "--steps", "1", *more)
+    assert (code, hint in err) == (2, True), err
+
+
+def test_pairs_are_asked_for_before_files_are_read(tables, said):
+    command = ("pretrain", "transformer", tables / "none.en", "-o", tables / "run", "--steps", 1)
+    code, _, err = said(*command)
+    assert (code, "give a file of what each line of the corpus becomes" in err) == (2, True)
+
+
+def test_a_warm_up_longer_than_the_run_is_said(one_step, said):
+    _, _, err = said(*one_step, "--training.schedule.warmup", "200")
+    assert "the warm-up takes 200 steps, and the run has 1" in err
+
+
+def test_held_out_text_of_the_corpus_is_said_to_be_that(one_step, tables, said):
+    text = tables / "papers.txt"
+    _, _, err = said(*one_step, "--valid", text, "--data.smoothing", "0.5")
+    assert f"{text}: in the corpus and in the held-out text" in err
+    assert "data.valid has no effect: the held-out text is given" in err
+    assert "data.smoothing has no effect: the text is of one language" in err
+
+
+def test_adaptations_say_which_settings_are_idle(tiny_run, tables, said):
+    rows = "".join(f"text {i}\t{'ab'[i % 2]}\n" for i in range(24))
+    (tables / "b.tsv").write_text("text\tlabel\n" + rows)
+    command = ("adapt", tiny_run, tables / "b.tsv", "-o", tables / "out", "--overwrite")
+    short = ("--epochs", "1", "--restarts", "0")
+    for how, idle in (
+        (("finetune", "--min-steps", "9"), "min_steps has no effect: epochs are given"),
+        (("frozen", "--hidden-size", "9"), "hidden_size has no effect: task_network is the head"),
+        (("frozen", "--layers", "last", "--mix-penalty", "1"), "mix_penalty has no effect"),
+        (("gradual", "--no-slanted", "--cut", "0.5"), "cut has no effect: the rate is constant"),
+    ):
+        _, _, err = said(*command, *how, *short)
+        assert idle in err
+        assert err.count("has no effect") == 1
+    code, _, err = said(*command, "--spans", "true", "finetune")
+    assert (code, "--spans is for --task tagging, and this is classification" in err) == (2, True)
+    headed = ("--header", "false", "--text", "1", "--label", "2")
+    _, _, err = said(*command, *headed, "finetune", *short)
+    assert "3 labels: a, b, label" in err  # the first row is an example then
+
+
+def test_a_foreign_record_is_told_from_that_of_a_run(tables, said):
+    (tables / "recipe.json").write_text("{}")
+    code, _, err = said("inspect", tables)
+    assert (code, "recipe.json is not of a run of firth" in err) == (1, True)
+
+
+def test_sizes_are_of_a_recipe(said):
+    code, _, err = said("recipes", "--size", "tiny")
+    assert (code, "--size and --vocab are of one recipe" in err) == (2, True)

@@ -480,7 +480,9 @@ def test_a_budget_of_minutes_is_measured(corpus, tmp_path):
     at = command.index("--steps")
     result = run(*command[:at], *command[at + 2 :], "--minutes", "0.01")
     assert "measuring throughput" in result.err
-    steps = json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["training"]["steps"]
+    steps = json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["training"][
+        "steps"
+    ]
     assert read_metrics(tmp_path / "run")[-1]["step"] == steps >= 1
 
 

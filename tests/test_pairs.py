@@ -224,6 +224,18 @@ def test_texts_and_pairs_are_not_confused(tmp_path, spelled, papers):
         firth.recipe("gpt").with_settings({"objective": {"type": "SpanCorruption"}})
 
 
+def test_held_out_pairs_that_are_too_long_are_named(tmp_path):
+    chosen = firth.recipe("transformer", size="tiny", vocab_size=300).with_settings(
+        {"training.steps": 1, "training.batch_tokens": 64, "data.max_length": 16}
+    )
+    train, valid = (
+        ParallelCorpus.of([("a b c", "c b a")] * count + [("d " * long, "d")])
+        for count, long in ((5, 1), (0, 40))
+    )
+    with pytest.raises(DataError, match=r"the held-out text: all pairs are longer .*--valid"):
+        firth.pretrain(chosen, train, tmp_path / "run", valid=valid)
+
+
 def test_t5_learns_on_papers(tmp_path, papers):
     """The loss of the lost spans falls below that of frequencies, and its directory is T5's."""
     transformers = pytest.importorskip("transformers")

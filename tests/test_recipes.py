@@ -119,6 +119,7 @@ def test_wrong_settings_are_refused(settings, found):
         ("bert-nsp", {"model.num_segments": 1}, "num_segments 2"),
         ("bert-nsp", {"objective.weight": -1.0}, r"weight is -1\.0"),
         ("bert", {"objective.units": "words"}, "did you mean 'word'"),
+        ("gpt", {"model.bidirectional": True}, "reads from left to right"),
     ],
 )
 def test_objectives_that_a_model_cannot_learn_are_refused(name, settings, found):
@@ -158,6 +159,10 @@ def test_the_settings_of_masking_inside_another_objective():
         ("word2vec", {"training.clip": 0.5}, True),
         ("word2vec", {"training.seed": 1}, False),
         ("bert", {"model.vocab_size": 999}, True),
+        ("transformer", {"model.distance_buckets": 16}, True),
+        ("t5", {"model.distance_buckets": 16}, False),
+        ("transformer", {"data.packing": "full"}, True),
+        ("gpt", {"data.packing": "full"}, False),
     ],
 )
 def test_settings_without_effect_are_named(name, setting, idle, caplog):

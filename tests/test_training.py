@@ -63,6 +63,7 @@ def exact(**changes) -> Training:
         (Schedule(shape="inverse_sqrt", warmup=0.04), {3: 1.0, 15: 0.5, 99: 0.2}),
         (Schedule(shape="trapezoid", warmup=0.1, decay=0.4), {9: 1.0, 60: 1.0, 80: 0.5, 99: 0.025}),
         (Schedule(shape="trapezoid", decay=0.4, floor=0.2), {60: 1.0, 80: 0.6, 99: 0.22}),
+        (Schedule(shape="trapezoid", warmup=80, decay=0.4), {79: 1.0, 80: 1.0, 90: 0.5, 99: 0.05}),
         (Schedule(shape="constant", warmup=0), {0: 1.0, 99: 1.0}),
     ],
 )

@@ -232,11 +232,16 @@ def _convert_union(choices: tuple[Any, ...], value: Any, place: str) -> Any:
             return _convert(choice, value, place)
         except ConfigError:
             continue
-    raise ConfigError(f"{place} is {value!r}, expected {' or '.join(map(_name, choices))}")
+    wanted = " or ".join(map(_name, choices))
+    if isinstance(value, str) and value in classes:
+        wanted = f"its settings; to choose {value} give it as {place.rpartition('.')[2]}.type"
+    raise ConfigError(f"{place} is {value!r}, expected {wanted}")
 
 
 def _name(hint: Any) -> str:
     """A type as a reader knows it; of a Literal the values."""
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
+    if hint is bool:
+        return "true or false"
     return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))

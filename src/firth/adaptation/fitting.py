@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -80,6 +80,21 @@ def check_settings(adaptation: object) -> None:
             expected = "a share, at least 0 and below 1"
         if expected:
             raise ConfigError(f"{name} is {value}, expected {expected}")
+
+
+def idle_settings(adaptation: object) -> Iterator[tuple[str, str]]:
+    """Those settings of an adaptation that others make idle, each with the reason."""
+    given = vars(adaptation)
+    reasons = {
+        "hidden_size": "task_network is the head" if given.get("task_network") == "head" else "",
+        "min_steps": "epochs are given" if given.get("epochs") is not None else "",
+        "mix_penalty": "one layer is no mix" if given.get("layers", "all") != "all" else "",
+        "cut": "the rate is constant" if not given.get("slanted", True) else "",
+    }
+    reasons |= {"num_layers": reasons["hidden_size"], "ratio": reasons["cut"]}
+    for name, reason in reasons.items():
+        if reason and name in given and given[name] != getattr(type(adaptation), name):
+            yield name, reason
 
 
 def labelled_batches(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from firth.adaptation import ADAPTATIONS, Adaptation, FineTuning
-from firth.adaptation.fitting import Fitted, with_restarts
+from firth.adaptation.fitting import Fitted, idle_settings, with_restarts
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples
 from firth.api.adapted import (
     AdaptedModel,
@@ -76,6 +76,8 @@ def adapt(
     adaptation = adaptation or FineTuning()
     seeds = _checked_seeds(seeds)
     _check_arguments(lm, task, adaptation)
+    for name, reason in idle_settings(adaptation):
+        logger.warning("%s has no effect: %s", name, reason)
     if adaptation.precision == "auto":
         adaptation = replace(adaptation, precision=lm.precision)
     of_file = isinstance(train, (str, Path))

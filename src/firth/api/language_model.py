@@ -18,6 +18,7 @@ from firth.errors import ConfigError, UnsupportedError
 from firth.inference.embedding import (
     Layers,
     Vectors,
+    check_unit,
     chosen_layers,
     embed_sentences,
     token_states,
@@ -175,7 +176,7 @@ class LanguageModel:
             unit: "sentence" for one vector a text; "word" for one a word (the user's words where a
                 text is a list, else the pre-tokenizer's); "token" for one a token.
             layers: one layer (-1 is the last, 0 the embedding output), several, or "all".
-            pooling: how a sentence's tokens become one vector.
+            pooling: how a sentence's tokens become one vector (a word's are averaged).
 
         Returns:
             For sentences an array (texts, D), or (texts, layers, D) for several layers; else one
@@ -190,8 +191,7 @@ class LanguageModel:
                 return np.empty((0, *several, self.model.config.hidden_size), np.float32)
             vectors = embed_sentences(self.engine, encodings, layers=wanted, pooling=pooling)
             return vectors[:, 0] if one else vectors
-        if unit not in ("word", "token"):
-            raise ConfigError(f"unit {unit!r}; expected sentence, word or token")
+        check_unit(unit, pooling)
         states = token_states(self.engine, encodings, layers=wanted)
         found = []
         for text, encoding, state in zip(texts, encodings, states, strict=True):

@@ -25,10 +25,11 @@ from firth.api.training_text import (
     check_languages,
     open_training_text,
     some_texts,
+    warn_of_text,
     write_training_text,
 )
 from firth.device import pick_device, prepare_process
-from firth.errors import ConfigError
+from firth.errors import ConfigError, DataError
 from firth.inference.forward import Engine
 from firth.inference.samples import continued_texts, filled_blanks, written_texts
 from firth.interop.huggingface import load_model, save_model
@@ -38,7 +39,14 @@ from firth.models import (
     LanguageModelNetwork,
     build,
 )
-from firth.objectives import SentencePairs, SpanBoundary, WordContext
+from firth.objectives import (
+    CausalLM,
+    Objective,
+    SentencePairs,
+    SequenceToSequence,
+    SpanBoundary,
+    WordContext,
+)
 from firth.protocols import Vocabulary
 from firth.recipes import Recipe
 from firth.text.annotations import Annotator, annotator
@@ -107,6 +115,7 @@ def pretrain(
     if valid is not None:
         check_corpus(recipe, valid)
         check_languages(corpus, valid)
+    warn_of_text(recipe, corpus, valid)
     if isinstance(recipe.objective, WordContext):
         check_word_vectors(recipe, corpus)
     run = Path(output)
@@ -285,14 +294,12 @@ def _train_network(run: Path, recipe: Recipe, text: dict[str, TrainingText], how
         save_model(run, trained, vocabulary=vocabulary, firth=record)
         keep_card(run, model_card(run, recipe, text))
 
-    # The sum of a token's loss and another one does not compare with the entropy of tokens.
-    one_loss = not isinstance(recipe.objective, SentencePairs | SpanBoundary)
     plan = Run(
         path=run,
         total_steps=training.steps,
         valid=_held_out(text["valid"], recipe, vocabulary),
         valid_objective=recipe.objective.for_validation(),
-        unigram_entropy=text["train"].unigram_entropy if one_loss else None,
+        unigram_entropy=_entropy(text["train"], recipe.objective),
         sample=_sampler(text["valid"], tokenizer, recipe),
         export=export,
         resume_hint=how.resume_hint,
@@ -303,11 +310,29 @@ def _train_network(run: Path, recipe: Recipe, text: dict[str, TrainingText], how
     train(State.begin(model, training), recipe.objective, batches, training, plan)
 
 
+def _entropy(text: TrainingText, objective: Objective) -> float | None:
+    """The unigram entropy of the text, where the loss of training compares with it: where it is the
+    cross-entropy of tokens and nothing else.
+    """
+    more = isinstance(objective, SentencePairs | SpanBoundary)
+    if isinstance(objective, SequenceToSequence):
+        more = objective.label_smoothing > 0
+    elif isinstance(objective, CausalLM):
+        more = objective.ar > 0 or objective.tar > 0
+    return None if more else text.unigram_entropy
+
+
 def _held_out(text: TrainingText, recipe: Recipe, vocabulary: Vocabulary) -> dict[str, HeldOut]:
     """Batches of the held-out text of each language."""
     found, parts = {}, text.languages
     for name, part in parts.items():
-        packed = part.batches(recipe, vocabulary, _VALID_SEED, training=False)
+        try:
+            packed = part.batches(recipe, vocabulary, _VALID_SEED, training=False)
+        except DataError as error:
+            raise DataError(
+                f"the held-out text{name and f' of {name}'}: {error}. Hold out more (data.valid, "
+                f"now {recipe.data.valid:g}), or give other text for it (--valid, valid=)"
+            ) from error
         enough = recipe.data.valid_tokens // len(parts) // recipe.training.batch_tokens
         batches = ObjectiveBatches(packed, recipe.objective.for_validation())
         found[name] = HeldOut(batches, min(packed.steps_per_epoch, max(1, enough)))
@@ -325,6 +350,14 @@ def _announce(recipe: Recipe, model: nn.Module, steps_per_epoch: int, device: to
         steps / steps_per_epoch,
         device,
     )
+    schedule = recipe.training.schedule
+    if (warm := schedule.warmup_steps(steps)) >= steps:
+        logger.warning(
+            "the warm-up takes %s steps, and the run has %s: the learning rate rises to the end "
+            "and never falls; set training.schedule.warmup to a share of the steps, such as 0.06",
+            f"{warm:,}",
+            f"{steps:,}",
+        )
 
 
 def _sampler(

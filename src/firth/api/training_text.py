@@ -1,5 +1,6 @@
 """The token files of a run: of texts, of several languages, or of sources and targets."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,7 @@ import numpy as np
 from firth.errors import ConfigError, DataError
 from firth.objectives import SentencePairs, SequenceToSequence
 from firth.protocols import Vocabulary
-from firth.recipes import Recipe
+from firth.recipes import DataSettings, Recipe
 from firth.text.annotations import Annotator, write_marks
 from firth.text.batches import PackedSequences
 from firth.text.corpus import Corpus
@@ -27,6 +28,8 @@ from firth.text.pairs import PairedSequences, ParallelCorpus
 from firth.text.shards import Shards, unigram_entropy, write_shards
 from firth.text.streams import StreamedSequences
 from firth.text.tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 AnyCorpus = Corpus | ParallelCorpus | MultilingualCorpus
 
@@ -85,11 +88,13 @@ class TrainingText:
             assert isinstance(self.shards, Shards)
             return PairedSequences(self.source, self.shards, vocabulary, **shape)
         if recipe.data.packing == "streams":
+            text = JoinedDocuments(self.shards, vocabulary.last)
+            length = recipe.data.max_length
             return StreamedSequences(
-                JoinedDocuments(self.shards, vocabulary.last),
+                text,
                 vocabulary,
-                streams=recipe.training.batch_tokens // recipe.data.max_length,
-                length=recipe.data.max_length,
+                streams=recipe.training.batch_tokens // length,
+                length=length if training else min(length, int(text.document_starts[-1]) - 1),
                 seed=seed,
                 vary=training and recipe.data.vary,
                 restart=recipe.data.restart if training else 0.0,
@@ -213,6 +218,30 @@ def check_languages(corpus: AnyCorpus, valid: AnyCorpus) -> None:
             f"the corpus has the languages {', '.join(of_corpus) or 'of no name'} and the held-out "
             f"text {', '.join(of_valid) or 'of no name'}; expected the same"
         )
+
+
+def warn_of_text(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus | None) -> None:
+    """Says which settings the text makes idle, and if what is held out is part of the corpus."""
+    if recipe.data.smoothing != DataSettings.smoothing and not isinstance(
+        corpus, MultilingualCorpus
+    ):
+        logger.warning("data.smoothing has no effect: the text is of one language")
+    if valid is None:
+        return
+    if recipe.data.valid != DataSettings.valid:
+        logger.warning("data.valid has no effect: the held-out text is given")
+    if both := sorted(_files(corpus) & _files(valid)):
+        logger.warning(
+            "%s: in the corpus and in the held-out text, whose perplexity is then of text that was "
+            "trained on; leave what is held out out of the corpus",
+            both[0] if len(both) == 1 else f"{both[0]} and {len(both) - 1} other files",
+        )
+
+
+def _files(corpus: AnyCorpus) -> set[Path]:
+    """The files of a corpus; none of one that is in memory, as pairs are."""
+    parts = [part for _, part in by_language(corpus)]
+    return {path.resolve() for part in parts if isinstance(part, Corpus) for path in part.files}
 
 
 def _check_languages(recipe: Recipe) -> None:

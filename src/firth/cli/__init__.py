@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import logging
 import os
 import re
@@ -56,11 +57,23 @@ or configuration, 3 data, 4 diverged or degenerate, 5 out of memory or disk, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _make_stdout_take_any_text()
     try:
         return _main(arguments)
     except BrokenPipeError:  # the reader (head, say) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"firth {' '.join(arguments[:1])}: {error}", file=sys.stderr)
+        return 5 if error.errno == errno.ENOSPC else 1
+
+
+def _make_stdout_take_any_text() -> None:
+    """Results are UTF-8 in any locale, as the files that are read; a closed stdout takes them."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (to the end)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def _main(arguments: list[str]) -> int:
@@ -91,17 +104,13 @@ def _run(verb: str, arguments: list[str]) -> int:
         print(f"firth {verb}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print(f"firth {verb}: interrupted", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:  # torch has RuntimeErrors for this
         if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         print(f"firth {verb}: out of memory; try a smaller batch or model", file=sys.stderr)
         return 5
-    except BrokenPipeError:  # an OSError that is none here
-        raise
-    except OSError as error:
-        print(f"firth {verb}: {error}", file=sys.stderr)
-        return 5 if error.errno == errno.ENOSPC else 1
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`firth adapt`."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,13 +20,36 @@ from firth.cli.options import parse
 from firth.errors import ConfigError
 from firth.interop.files import refuse_to_overwrite
 from firth.protocols import Example
+from firth.tasks import TASKS
 from firth.tasks.classification import Classification
+
+
+def _truth(words: list[str]) -> bool:
+    known = {"true": True, "false": False}
+    if words[0].lower() not in known:
+        raise ValueError("expected true or false")
+    return known[words[0].lower()]
+
+
+Truth = Annotated[
+    bool | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{true,false}",
+        instance_from_str=_truth,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+    ),
+]
+"""True or false as settings have them, or not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Teach a model your task from a labelled file (.gz and .zst too): texts and labels in .csv,
     .tsv or .jsonl, tagged words in .conllu, .conll, other columns or .jsonl.
+
+    The settings of an adaptation: firth adapt finetune --help (frozen and gradual likewise).
     """
 
     model: tyro.conf.Positional[str]
@@ -52,14 +76,14 @@ class Options:
     .jsonl "tags"."""
     kind: Literal["single", "multi_label", "regression"] | None = None
     """One label (the default), any number of labels, or a number."""
-    spans: bool | None = None
+    spans: Truth = None
     """Whether tags mark spans, as B-PER and I-PER do; by default as they look."""
     metric: str | None = None
     """Metric to choose by; by default accuracy, micro F1 or Spearman's rho, by kind; of tags F1 of
     spans where they mark any, else accuracy."""
     quotes: Literal["auto", "literal", "standard"] | None = None
     """Whether quote characters are ordinary text (literal, as in GLUE's files) or enclose cells."""
-    header: bool | None = None
+    header: Truth = None
     """Whether the first row of a .csv or .tsv file has the names of the columns; by default it has
     unless all columns are given by number."""
     seeds: int = 1
@@ -89,6 +113,10 @@ def adapt(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{options.model} is an adapted model already; give the run it came from")
     names = ("text", "text_pair", "label", "kind", "spans", "metric", "quotes", "header")
     given = {n: value for n in names if (value := getattr(options, n)) is not None}
+    own = {one.name for one in fields(TASKS[options.task])}
+    for name in given.keys() - own:
+        flag, (other,) = name.replace("_", "-"), TASKS.keys() - {options.task}
+        raise ConfigError(f"--{flag} is for --task {other}, and this is {options.task}")
     task = read_task(options.task, **given)
     test = None if options.test is None else _read_test(task, options)
     adapted = adapt_model(
@@ -161,4 +189,4 @@ def _print(adapted: AdaptedModel, test: dict[str, float], output: str) -> None:
     ):
         if shares is not None:
             print(f"{name}\t" + " ".join(f"{share:.2f}" for share in shares))
-    print(f"\nNext: firth predict {output} FILE", file=sys.stderr)
+    print(f"\nNext: firth predict {shlex.quote(output)} FILE", file=sys.stderr)

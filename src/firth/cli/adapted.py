@@ -56,6 +56,8 @@ class Evaluate:
     """With --target and several beams: ranks by log P / length^penalty."""
     outputs: str | None = None
     """With --target: a file for what the model wrote."""
+    overwrite: bool = False
+    """With --outputs: replace a file that is there."""
     suite: Suite | SimilaritySuite | None = None
     """Pairs of a good and a bad sentence: "blimp" in BLiMP's own files, "pairs" in files with
     columns good and bad; "word-similarity": lines of two words and a score."""
@@ -98,7 +100,7 @@ def predict(arguments: Sequence[str]) -> None:
 
 def _examples(model: AdaptedModel, file: str) -> list[Example]:
     """The lines of a text, or the texts of a table."""
-    if file != "-" and file_format(Path(file))[0] != ".txt":
+    if file != "-" and file_format(Path(file))[0] not in ("", ".txt"):
         return model.task.read(file, labelled=False)
     lines = read_lines(file)
     if isinstance(model.task, Classification) and model.task.text_pair is not None:
@@ -142,8 +144,14 @@ def _check_options(options: Evaluate) -> None:
         if options.beams != 1 or options.outputs is not None:
             raise ConfigError("--beams and --outputs are about written texts; add --target")
     elif options.outputs is not None:
+        if Path(options.outputs).is_file() and not options.overwrite:
+            raise ConfigError(
+                f"{options.outputs} is there already; choose another name, or give --overwrite"
+            )
         own = [str(Path(options.model) / name) for name in MODEL_FILES]
         need_writable(options.outputs, inputs=(options.file, options.target, *own))
+    if options.overwrite and options.outputs is None:
+        raise ConfigError("--overwrite is about --outputs; add it, or leave --overwrite out")
     if options.length_penalty != 1.0 and options.beams == 1:
         raise ConfigError("--length-penalty is about beam search; add --target and --beams")
 

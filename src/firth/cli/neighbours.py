@@ -30,6 +30,7 @@ class Options:
     """
 
     model: tyro.conf.Positional[str]
+    """A run, or a `transformers` directory."""
     corpus: tyro.conf.Positional[str]
     """A file, folder or quoted glob: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst."""
     texts: tyro.conf.Positional[tuple[str, ...]]

@@ -1,8 +1,10 @@
 """What several verbs share: parsing, reading lines, printing rows."""
 
 import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,21 @@ from firth.text.files import Statistics, file_format, read_text
 def parse(options: Any, arguments: Sequence[str], verb: str) -> Any:
     """Fills an options dataclass from the command line."""
     config = (tyro.conf.OmitArgPrefixes,)
-    return tyro.cli(options, args=list(arguments), prog=f"firth {verb}", config=config)
+    with _without_colour() if "NO_COLOR" in os.environ else nullcontext():
+        return tyro.cli(options, args=list(arguments), prog=f"firth {verb}", config=config)
+
+
+@contextmanager
+def _without_colour() -> Iterator[None]:
+    """Tyro knows nothing of NO_COLOR, and asks what the terminal can do."""
+    before = os.environ.get("TERM")
+    os.environ["TERM"] = "dumb"
+    try:
+        yield
+    finally:
+        del os.environ["TERM"]
+        if before is not None:
+            os.environ["TERM"] = before
 
 
 def take_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -38,11 +54,16 @@ def take_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             continue
         if not given and (value := next(words, "--")).startswith("--"):
             raise ConfigError(f"{name} needs a value; see `firth recipes show NAME`")
-        try:
-            found[name[2:].replace("-", "_")] = json.loads(value)
-        except ValueError:
-            found[name[2:].replace("-", "_")] = value
+        found[name[2:].replace("-", "_")] = _value(value)
     return others, found
+
+
+def _value(word: str) -> Any:
+    """A setting as JSON has it, or as Python writes truth values; else the word itself."""
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(word, word))
+    except ValueError:
+        return word
 
 
 def read_lines(path: str, column: str | None = None) -> list[str]:
@@ -59,9 +80,10 @@ def read_lines(path: str, column: str | None = None) -> list[str]:
         raise ConfigError(f"{path}: --column {column} is about tables; leave it out for lines")
     if path == "-":
         text = _stdin()
-    elif not Path(path).is_file():
-        what = "a folder, expected a file" if Path(path).is_dir() else "no such file"
-        raise DataError(f"{path}: {what}")
+    elif Path(path).is_dir():
+        raise DataError(f"{path}: a folder, expected a file")
+    elif not Path(path).exists():
+        raise DataError(f"{path}: no such file")
     elif (kind := file_format(Path(path))[0]) not in ("", ".txt"):
         if column is None:
             raise DataError(f"{path}: a {kind} file, expected a text a line (.txt)")

@@ -15,14 +15,17 @@ import tyro
 from firth.api import LanguageModel, load
 from firth.api import pretrain as pretrain_model
 from firth.api.training_text import AnyCorpus
+from firth.atomic import need_writable
 from firth.cli.options import parse, take_settings
 from firth.config import read_toml
 from firth.device import prepare_process
 from firth.errors import ConfigError
 from firth.models import BertConfig, StaticConfig
+from firth.objectives import SequenceToSequence
 from firth.recipes import Recipe, recipe
 from firth.recipes.settings import is_own
 from firth.text.corpus import Corpus
+from firth.text.files import file_format
 from firth.text.languages import MultilingualCorpus
 from firth.text.pairs import ParallelCorpus
 from firth.training import BUDGETS
@@ -96,10 +99,12 @@ def pretrain(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--valid-target {options.valid_target} needs --valid, its sources")
     if options.target is not None and options.valid and options.valid_target is None:
         raise ConfigError("--valid needs --valid-target too: what its lines become")
+    chosen = _recipe(options, settings)
+    _check_target(chosen, options.target)
+    need_writable(options.output, directory=True)
     prepare_process(options.threads)
     valid = _corpus(options.valid, options.valid_target, options) if options.valid else None
     command = shlex.join(["firth", "pretrain", *arguments])
-    chosen = _recipe(options, settings)
     pretrain_model(
         chosen,
         _corpus(options.corpus, options.target, options),
@@ -113,7 +118,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     print(options.output)
-    run = options.output
+    run = shlex.quote(options.output)
     look = f'generate {run} "..."'
     if isinstance(chosen.model, BertConfig):
         look = f'fill {run} "..."'
@@ -122,6 +127,21 @@ def pretrain(arguments: Sequence[str]) -> None:
     print(
         f"\nNext: firth {look} | firth inspect {run} | firth adapt {run} train.tsv -o OUT finetune",
         file=sys.stderr,
+    )
+
+
+def _check_target(chosen: Recipe, target: str | None) -> None:
+    """Says before any file is read whether the recipe learns from pairs."""
+    if isinstance(chosen.objective, SequenceToSequence) == (target is not None):
+        return
+    if target is None:
+        raise ConfigError(
+            f"the recipe {chosen.name} learns from pairs of texts; give a file of what each line "
+            "of the corpus becomes: --target FILE"
+        )
+    raise ConfigError(
+        f"the recipe {chosen.name} learns from plain text; leave --target out, or choose the "
+        "recipe transformer"
     )
 
 
@@ -166,13 +186,19 @@ def _by_language(paths: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _texts(paths: Sequence[str], options: Options) -> Corpus:
-    return Corpus.from_files(
+    corpus = Corpus.from_files(
         list(paths),
         documents=options.documents,
         text_column=options.column,
         errors=options.errors,
         drop_duplicates=options.drop_duplicates,
     )
+    if options.column != "text" and {file_format(path)[0] for path in corpus.files} == {".txt"}:
+        raise ConfigError(
+            f"--column {options.column} is about tables, and {', '.join(paths)} has none; leave it "
+            "out"
+        )
+    return corpus
 
 
 def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
@@ -182,6 +208,10 @@ def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
         chosen = chosen.with_settings(read_toml(options.config), where=options.config)
     flags = {f"training.{name}": getattr(options, name) for name in BUDGETS}
     given = {path: value for path, value in flags.items() if value is not None}
+    sizes = {} if options.vocab is None else {"tokenizer.vocab_size": options.vocab}
+    for path in settings.keys() & (given | sizes).keys():
+        flag = "--vocab" if path in sizes else f"--{path.rpartition('.')[2]}"
+        raise ConfigError(f"--{path} and {flag} are the same setting; give one of them")
     idle = [] if options.vocab is None else ["--vocab"]
     idle += [
         f"--{path}"

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -39,6 +39,7 @@ class Inspect:
     """What a run directory holds and how its training went."""
 
     run: tyro.conf.Positional[str]
+    """A run, a model directory, or an adapted model."""
     json: bool = False
 
 
@@ -46,7 +47,8 @@ class Inspect:
 class Demo:
     """The whole job on the text that comes with firth, in about five minutes on two cores."""
 
-    output: str = "runs/demo"
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "runs/demo"
+    """The run directory."""
     minutes: float = 2.0
     """Of pre-training."""
 
@@ -59,6 +61,8 @@ def recipes(arguments: Sequence[str]) -> None:
     if not options.words:
         known = {name: (f.__doc__ or "").strip().splitlines()[0] for name, f in RECIPES.items()}
         lines = [f"{name}\t{what}" for name, what in known.items()]
+        if options.size is not None or options.vocab is not None:
+            raise ConfigError("--size and --vocab are of one recipe: firth recipes show NAME")
         print(_json(known) if options.json else "\n".join(lines))
         return
     if options.words[0] != "show" or len(options.words) != 2:
@@ -128,9 +132,11 @@ def _facts(run: Path) -> dict[str, Any]:
         facts["parameters"] = sum(math.prod(shape) for shape in shapes)
     if (run / "recipe.json").is_file():
         record = read_json(run / "recipe.json")
+        recipe = record.get("recipe") or record.get("requested")
+        if not isinstance(recipe, dict):
+            raise CheckpointError(f"{run / 'recipe.json'} is not of a run of firth")
         if record["recipe"] is None:
             facts["training"] = "not begun: its text was not read to the end"
-        recipe = record["recipe"] or record["requested"]
         model = recipe["model"]
         facts["recipe"] = recipe["name"]
         facts["shape"] = ", ".join(

@@ -24,6 +24,7 @@ class Embed:
     """Vectors for each line of a file, or for its words or tokens."""
 
     model: tyro.conf.Positional[str]
+    """A run, or a `transformers` directory."""
     file: tyro.conf.Positional[str]
     """A text a line (.txt, or - for stdin), or a .csv, .tsv or .jsonl file with a text a row."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
@@ -32,6 +33,7 @@ class Embed:
     layers: tuple[int, ...] | Literal["all"] = (-1,)
     """Layers to keep: 0 is the embedding output, -1 the last; or all."""
     pooling: Literal["mean", "max", "first", "last"] = "mean"
+    """How the tokens of a sentence become its vector."""
     column: str = "text"
     """Column of the texts in tables: a name, or a number counted from 1."""
     split: bool = False
@@ -45,8 +47,9 @@ class Fill:
     """Fill the blanks of sentences; several blanks are filled independently."""
 
     model: tyro.conf.Positional[str]
+    """A masked model, or one that reads both ways."""
     texts: tyro.conf.Positional[tuple[str, ...]]
-    """Sentences with [MASK] (or the model's own mask token)."""
+    """Sentences with [MASK] (or the model's own mask token); - for those of stdin, one a line."""
     top_k: int = 5
     """Candidates for each blank."""
     json: bool = False
@@ -61,6 +64,7 @@ class ScoreTexts:
     """
 
     model: tyro.conf.Positional[str]
+    """A run, or a `transformers` directory."""
     file: tyro.conf.Positional[str] = "-"
     """A text a line (.txt, or - for stdin), or a .csv, .tsv or .jsonl file with a text a row."""
     column: str = "text"
@@ -76,11 +80,14 @@ class ScoreTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Continue texts with a decoder. One text is printed as it comes."""
+    """Continue texts with a decoder, or write others for them with an encoder-decoder. One text is
+    printed as it comes.
+    """
 
     model: tyro.conf.Positional[str]
+    """A decoder or an encoder-decoder."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ("",)
-    """Prompts; without one the model begins by itself."""
+    """Prompts, - for those of stdin, one a line; without one the model begins by itself."""
     how: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding()  # noqa: RUF009  (frozen)
     stop: tuple[str, ...] = ()
     """Strings that end a text; they are cut off."""
@@ -100,9 +107,16 @@ def _load(path: str, device: str, precision: Literal["auto", "bfloat16", "float3
     return model
 
 
+def _texts(given: tuple[str, ...]) -> list[str]:
+    """Those of the command line, or where that is a dash the lines of stdin."""
+    return read_lines("-") if given == ("-",) else list(given)
+
+
 def embed(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Embed, arguments, "embed")
+    if options.output == "-":
+        raise ConfigError("vectors are written to a file, not to stdout; give -o NAME.npy")
     target = Path(options.output)
     units = target.with_suffix(".units.tsv")
     begins = {target: np.lib.format.MAGIC_PREFIX}
@@ -118,6 +132,8 @@ def embed(arguments: Sequence[str]) -> None:
     found = model.embed(texts, unit=options.unit, layers=layers, pooling=options.pooling)
     if options.unit == "sentence":
         _write(target, found)
+        if _opens_with(units, _UNITS.encode()):  # what is said there is of vectors before these
+            units.unlink()
         print(f"{target}\t{'x'.join(map(str, found.shape))}")
         return
     shape = model.embed([""], layers=layers).shape[1:]
@@ -140,12 +156,15 @@ def _check_outputs(begins: Mapping[Path, bytes], inputs: Sequence[str]) -> None:
     """
     for path, begin in begins.items():
         need_writable(path, inputs=inputs)
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            known = file.read(len(begin)) in (begin, b"")
-        if not known:
+        if path.is_file() and path.stat().st_size and not _opens_with(path, begin):
             raise ConfigError(f"{path} is there already and holds no vectors; choose another name")
+
+
+def _opens_with(path: Path, begin: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(begin)) == begin
 
 
 def _write(path: Path, vectors: np.ndarray) -> None:
@@ -158,7 +177,7 @@ def fill(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Fill, arguments, "fill")
     model = _load(options.model, options.device)
-    texts = list(options.texts)
+    texts = _texts(options.texts)
     if not texts:
         raise ConfigError('no text was given: firth fill RUN "The [MASK] was late."')
     if model.tokenizer.vocabulary.mask != ABSENT:
@@ -182,14 +201,15 @@ def generate(arguments: Sequence[str]) -> None:
     model = _load(options.model, options.device)
     settings = {**vars(options.how), "stop": options.stop}
     how = options.how
-    if len(options.texts) == 1 and how.beams == 1 and not (how.backward or options.json):
-        (text,) = options.texts
+    texts = _texts(options.texts)
+    if len(texts) == 1 and how.beams == 1 and not (how.backward or options.json):
+        (text,) = texts
         print(text if model.causal else "", end="", flush=True)
         for piece in model.stream(text, **settings):
             print(piece, end="", flush=True)
         print()
         return
-    for one in model.generate(list(options.texts), **settings):
+    for one in model.generate(texts, **settings):
         if options.json:
             logs = [round(value, 4) for value in one.log_probabilities.tolist()]
             print(json.dumps({**vars(one), "log_probabilities": logs}, ensure_ascii=False))

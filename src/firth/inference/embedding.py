@@ -60,6 +60,18 @@ def chosen_layers(layers: Layers, num_layers: int) -> tuple[int, ...] | None:
     return tuple(layer % (num_layers + 1) for layer in wanted)
 
 
+def check_unit(unit: str, pooling: Pooling) -> None:
+    """Refuses what is neither word nor token, and a pooling where there is no sentence to pool.
+
+    Raises:
+        ConfigError: for either.
+    """
+    if unit not in ("word", "token"):
+        raise ConfigError(f"unit {unit!r}; expected sentence, word or token")
+    if pooling != "mean":
+        raise ConfigError(f"pooling {pooling!r} is of sentences; leave it out, or take that unit")
+
+
 def _states(engine: Engine, batch: Batch, wanted: tuple[int, ...] | None) -> Tensor:
     """(N, layers, D)."""
     if wanted is None:

@@ -23,6 +23,7 @@ from firth.objectives import (
     Objective,
     PrefixLM,
     SentencePairs,
+    SequenceToSequence,
     SpanBoundary,
     SpanCorruption,
     WordContext,
@@ -225,6 +226,11 @@ def _check_objective(recipe: Recipe) -> None:
             "Hybrid trains a model that reads in both directions; set model.bidirectional to true, "
             "or start from the recipe hybrid"
         )
+    if isinstance(objective, CausalLM) and isinstance(model, GPTConfig) and model.bidirectional:
+        raise ConfigError(
+            "CausalLM trains a model that reads from left to right; set model.bidirectional to "
+            "false, or start from the recipe hybrid"
+        )
     encoder = isinstance(model, BertConfig)
     if isinstance(objective, SpanBoundary) and not (encoder and model.boundary_places):
         raise ConfigError(
@@ -339,6 +345,12 @@ def _without_effect(
             idle["pair_head"] = "only the objective SentencePairs trains it"
         if model.boundary_places and not isinstance(objective, SpanBoundary):
             idle["boundary_places"] = "only the objective SpanBoundary trains them"
+    if isinstance(model, EncoderDecoderConfig) and model.positions != "relative":
+        idle |= dict.fromkeys(
+            ("distance_buckets", "max_distance"), f"positions are {model.positions}"
+        )
+    if isinstance(objective, SequenceToSequence) and "packing" in settings.get("data", ()):
+        yield "data.packing", "sequences are the pairs"
     if isinstance(model, Seq2SeqConfig):
         idle["reverse"] = "additive attention reads both ways" if model.bidirectional else ""
     if "spans" in settings.get("data", ()) and not _masks_spans(objective):

@@ -135,7 +135,7 @@ def _quoted_rows(path: Path, lines: list[str], separator: str) -> list[Row]:
         check_separator(path, lines[0])
         raise DataError(
             f"{path}: row {begin}: the quotes are not as in a csv file ({error}); correct them, "
-            "or set quotes='literal' if quote characters are ordinary text in this file"
+            "or set quotes='literal' (--quotes literal) if quote characters are ordinary text here"
         ) from error
     return _without_blank(rows)
 

@@ -5,6 +5,7 @@ budget. `BucketedBatches` serves tasks: examples of nearly one length together.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -129,7 +130,8 @@ class PackedSequences:
             # the pieces that an epoch happens to show.
             stretch = max(batch_tokens, 2 * int(self.lengths.max()))
             self.steps_per_epoch = max(1, self.tokens_per_epoch // stretch)
-        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        # Two epochs: loader threads may look past the end of the current one.
+        self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def sequences(self, step: int, progress: float = 0.0) -> Sequences:
         """The sequences of one step."""
@@ -161,7 +163,7 @@ class PackedSequences:
     def _pieces(self, step: int) -> np.ndarray:
         """Which pieces a step holds, the shortest first."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order, first = self._order(epoch)
+        order, first = self._order(epoch if self.shuffle else 0)
         budget: float = self.batch_tokens
         if self.visits is not None:  # epochs differ in length, not in their number of batches
             budget = (first[-1] + self.lengths[order[-1]]) / self.steps_per_epoch
@@ -171,18 +173,13 @@ class PackedSequences:
         pieces = order[low:high]
         return pieces[np.argsort(self.lengths[pieces], kind="stable")]
 
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The pieces in the order of an epoch, and the tokens that stand before each."""
-        epoch = epoch if self.shuffle else 0
-        if epoch not in self._orders:
-            order = np.repeat(np.arange(len(self.begin)), self._visits_in(epoch))
-            if self.shuffle:
-                order = random_stream(self.seed, _ORDER, epoch).permutation(order)
-            lengths = self.lengths[order]
-            # Two epochs: loader threads may look past the end of the current one.
-            kept = dict(list(self._orders.items())[-1:])
-            self._orders = {**kept, epoch: (order, np.cumsum(lengths) - lengths)}
-        return self._orders[epoch]
+        order = np.repeat(np.arange(len(self.begin)), self._visits_in(epoch))
+        if self.shuffle:
+            order = random_stream(self.seed, _ORDER, epoch).permutation(order)
+        lengths = self.lengths[order]
+        return order, np.cumsum(lengths) - lengths
 
     def _visits_in(self, epoch: int) -> np.ndarray | int:
         """(pieces) how often an epoch shows each: over epochs the counts stay within one of v."""
@@ -290,22 +287,19 @@ class BucketedBatches:
         self.lengths, self.lay = lengths, lay
         self.batch_size, self.seed = batch_size, seed
         self.steps_per_epoch = -(-len(lengths) // batch_size)
-        self._epochs: dict[int, list[np.ndarray]] = {}
+        # Two epochs: loader threads may look past the end of the current one.
+        self._batches = lru_cache(maxsize=2)(self._draw_batches)
 
     def __call__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.steps_per_epoch)
         return self.lay(self._batches(epoch)[place])
 
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        if epoch not in self._epochs:
-            rng = random_stream(self.seed, _ORDER, epoch)
-            order = rng.permutation(len(self.lengths))
-            steps = self.steps_per_epoch
-            borders = np.arange(1, steps) * len(order) // steps
-            windows = np.split(order, borders[self.window - 1 :: self.window])
-            order = np.concatenate([w[np.argsort(self.lengths[w], kind="stable")] for w in windows])
-            batches = np.split(order, borders)
-            kept = dict(list(self._epochs.items())[-1:])
-            shuffled = [batches[i] for i in rng.permutation(len(batches))]
-            self._epochs = {**kept, epoch: shuffled}
-        return self._epochs[epoch]
+    def _draw_batches(self, epoch: int) -> list[np.ndarray]:
+        rng = random_stream(self.seed, _ORDER, epoch)
+        order = rng.permutation(len(self.lengths))
+        steps = self.steps_per_epoch
+        borders = np.arange(1, steps) * len(order) // steps
+        windows = np.split(order, borders[self.window - 1 :: self.window])
+        order = np.concatenate([w[np.argsort(self.lengths[w], kind="stable")] for w in windows])
+        batches = np.split(order, borders)
+        return [batches[i] for i in rng.permutation(len(batches))]

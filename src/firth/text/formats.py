@@ -230,7 +230,7 @@ def check_separator(path: Path, first: str) -> None:
         DataError: if it looks like names between other separators.
     """
     wanted = SEPARATORS[file_format(path)[0]]
-    name = r'"?[\w-]+"?'
+    name = r'"?\w[\w -]*"?'
     for other in {*";\t|,"} - {wanted}:
         if re.fullmatch(rf"{name}({re.escape(other)}{name})+", first):
             raise DataError(
@@ -300,7 +300,7 @@ def _bytes(path: Path, column: str, values: Any) -> list[bytes | None]:
     if str(values.type).split("[")[0] not in _TEXT_TYPES:
         raise DataError(
             f"{path}: column {column!r} is of type {values.type}, expected text; "
-            "choose another text_column"
+            "choose another column (text_column=, --column)"
         )
     return values.cast(arrow.large_binary()).to_pylist()
 
@@ -321,7 +321,7 @@ def _decode(path: Path, row: int, value: bytes, errors: str, statistics: Statist
 
 def _no_column(path: Path, row: int, column: str, names: Iterable[str]) -> DataError:
     return DataError(
-        f"{path}: row {row}: there is no column {column!r} to read as text_column; "
+        f"{path}: row {row}: there is no column {column!r} to read (text_column=, --column); "
         f"{suggest(column, names)}"
     )
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -180,7 +181,8 @@ class PairedSequences:
         self.tokens_per_epoch = int(lengths[:, self.kept].sum())
         longest = int(lengths[:, self.kept].sum(axis=0).max())
         self.steps_per_epoch = steps_in(self.tokens_per_epoch, batch_tokens, longest)
-        self._epochs: dict[int, list[np.ndarray]] = {}
+        # Two epochs: loader threads may look past the end of the current one.
+        self._batches = lru_cache(maxsize=2)(self._draw_batches)
 
     def sequences(self, step: int, progress: float = 0.0) -> Sequences:
         """The targets of one step, and their sources."""
@@ -208,19 +210,14 @@ class PairedSequences:
             source=source,
         )
 
-    def _batches(self, epoch: int) -> Sequence[np.ndarray]:
+    def _draw_batches(self, epoch: int) -> Sequence[np.ndarray]:
         """The pairs of each step of an epoch."""
-        if epoch not in self._epochs:
-            rng = random_stream(self.seed, _ORDER, epoch)
-            order = self._sorted_in_windows(rng.permutation(self.kept))
-            sizes = self.lengths[:, order].sum(axis=0)
-            cuts = np.arange(1, self.steps_per_epoch) * self.batch_tokens
-            batches = np.split(order, np.searchsorted(np.cumsum(sizes) - sizes, cuts))
-            # Two epochs: loader threads may look past the end of the current one.
-            kept = dict(list(self._epochs.items())[-1:])
-            shuffled = [batches[i] for i in rng.permutation(len(batches))]
-            self._epochs = {**kept, epoch: shuffled}
-        return self._epochs[epoch]
+        rng = random_stream(self.seed, _ORDER, epoch)
+        order = self._sorted_in_windows(rng.permutation(self.kept))
+        sizes = self.lengths[:, order].sum(axis=0)
+        cuts = np.arange(1, self.steps_per_epoch) * self.batch_tokens
+        batches = np.split(order, np.searchsorted(np.cumsum(sizes) - sizes, cuts))
+        return [batches[i] for i in rng.permutation(len(batches))]
 
     def _sorted_in_windows(self, order: np.ndarray) -> np.ndarray:
         sizes = self.lengths[:, order].sum(axis=0)

@@ -4,6 +4,8 @@ The text is cut into B equal streams; a step takes the next stretch of each, and
 goes on from the state in which the step before left it.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from firth.errors import ConfigError, DataError
@@ -71,7 +73,8 @@ class StreamedSequences:
                 "data.max_length"
             )
         self.steps_per_epoch = max(1, round(self.span / (length * (0.975 if vary else 1.0))))
-        self._plans: dict[int, np.ndarray] = {}
+        # Two epochs: loader threads may look past the end of the current one.
+        self._borders = lru_cache(maxsize=2)(self._draw_borders)
 
     def sequences(self, step: int, progress: float = 0.0) -> Sequences:
         """The stretches of one step."""
@@ -109,16 +112,13 @@ class StreamedSequences:
             return np.asarray(self.source.tokens(begin, end))
         return np.concatenate([self.source.tokens(begin, self.total), self.source.tokens(0, end)])
 
-    def _borders(self, epoch: int) -> np.ndarray:
+    def _draw_borders(self, epoch: int) -> np.ndarray:
         """(steps + 1) where the stretches of an epoch begin and end, in tokens of a stream."""
-        if epoch not in self._plans:
-            count = self.steps_per_epoch
-            lengths = np.full(count, float(self.length))
-            if self.vary:
-                rng = random_stream(self.seed, _LENGTHS, epoch)
-                base = np.where(rng.random(count) < 0.95, self.length, self.length / 2)
-                lengths = np.maximum(5.0, rng.normal(base, 5.0))
-            ends = np.round(np.cumsum(lengths) * (self.span / lengths.sum())).astype(np.int64)
-            kept = dict(list(self._plans.items())[-1:])
-            self._plans = {**kept, epoch: np.concatenate([[0], ends])}
-        return self._plans[epoch]
+        count = self.steps_per_epoch
+        lengths = np.full(count, float(self.length))
+        if self.vary:
+            rng = random_stream(self.seed, _LENGTHS, epoch)
+            base = np.where(rng.random(count) < 0.95, self.length, self.length / 2)
+            lengths = np.maximum(5.0, rng.normal(base, 5.0))
+        ends = np.round(np.cumsum(lengths) * (self.span / lengths.sum())).astype(np.int64)
+        return np.concatenate([[0], ends])

@@ -37,7 +37,7 @@ class Schedule:
     warmup: float = 0.06
     """Steps of warm-up if 1 or more, a share of all steps if less."""
     decay: float = 0.4
-    """Share of all steps that a trapezoid's last leg takes."""
+    """Share of all steps that a trapezoid's last leg takes; at most those behind the warm-up."""
     floor: float = 0.0
     """Factor at the end; inverse_sqrt and constant have none."""
 
@@ -68,7 +68,7 @@ class Schedule:
         if self.shape == "inverse_sqrt":
             return math.sqrt(max(1, warm) / t)
         if self.shape == "trapezoid":
-            left = (total - step) / (self.decay * total)
+            left = (total - step) / min(self.decay * total, total - warm)
             return self.floor + (1 - self.floor) * min(1.0, max(0.0, left))
         return 1.0
 
