@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"firth {' '.join(arguments[:1])}: {error}", file=sys.stderr)
+        print(f"{' '.join(['firth', *arguments[:1]])}: {error}", file=sys.stderr)
         return 5 if error.errno == errno.ENOSPC else 1
 
 
@@ -72,7 +72,7 @@ def _make_stdout_take_any_text() -> None:
     """Results are UTF-8 in any locale, as the files that are read; a closed stdout takes them."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (to the end)
-    elif isinstance(sys.stdout, io.TextIOWrapper):
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(encoding="utf-8")
 
 
