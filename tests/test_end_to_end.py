@@ -681,7 +681,7 @@ def test_predict_reads_lines_tables_and_stdin_alike(fine_tuned, tables, tmp_path
     from_lines = good("predict", fine_tuned, lines, "--json")
     assert len(from_lines.splitlines()) == 8
     assert good("predict", fine_tuned, table, "--json") == from_lines
-    for other, name in ((lines, "New.TXT"), (table, "new.txt.tsv")):
+    for other, name in ((lines, "New.TXT"), (lines, "new"), (table, "new.txt.tsv")):
         renamed = shutil.copy(other, tmp_path / name)
         assert good("predict", fine_tuned, renamed, "--json") == from_lines
     assert good("predict", fine_tuned, "-", "--json", stdin=lines.read_text()) == from_lines
@@ -966,7 +966,7 @@ def test_every_setting_that_recipes_show_can_be_given(corpus, tmp_path):
         line.split(" = ") for line in good("recipes", "show", "bert").splitlines() if " = " in line
     ]
     values = {name: value for name, value in shown if not name.endswith("type") and value != "null"}
-    command = ["pretrain", "bert", corpus, "-o", tmp_path / "run", "--vocab", "600"]
+    command = ["pretrain", "bert", corpus, "-o", tmp_path / "run"]
     flags = [
         word for name, value in values.items() if name != "name" for word in (f"--{name}", value)
     ]

@@ -983,7 +983,7 @@ def test_the_command_line_prints_both_mixes(papers, tmp_path, tiny_run, capsys):
         (line,) = re.findall(rf"^{name}\t(.*)$", shown, re.MULTILINE)
         assert sum(map(float, line.split())) == pytest.approx(1, abs=0.02)
     assert main([*command[:-1], str(tmp_path / "u"), "--kind", "single", "frozen"]) == 2
-    assert "unknown setting 'kind' of Tagging" in capsys.readouterr().err
+    assert "--kind is for --task classification, and this is tagging" in capsys.readouterr().err
 
 
 def test_blanks_around_tags_do_not_count(tmp_path):

@@ -76,8 +76,6 @@ def adapt(
     adaptation = adaptation or FineTuning()
     seeds = _checked_seeds(seeds)
     _check_arguments(lm, task, adaptation)
-    for name, reason in idle_settings(adaptation):
-        logger.warning("%s has no effect: %s", name, reason)
     if adaptation.precision == "auto":
         adaptation = replace(adaptation, precision=lm.precision)
     of_file = isinstance(train, (str, Path))
@@ -136,6 +134,8 @@ def _check_arguments(lm: object, task: object, adaptation: object) -> None:
             given = found.__name__ if isinstance(found, type) else repr(found)[:60]
             names = ", ".join(f"firth.{kind.__name__}()" for kind in kinds.values())
             raise ConfigError(f"the {what} is {given}, expected one of {names}")
+    for name, reason in idle_settings(adaptation):
+        logger.warning("%s has no effect: %s", name, reason)
 
 
 def _parts(

@@ -100,7 +100,7 @@ def predict(arguments: Sequence[str]) -> None:
 
 def _examples(model: AdaptedModel, file: str) -> list[Example]:
     """The lines of a text, or the texts of a table."""
-    if file != "-" and file_format(Path(file))[0] not in ("", ".txt"):
+    if file != "-" and Path(file).suffix and file_format(Path(file))[0] != ".txt":
         return model.task.read(file, labelled=False)
     lines = read_lines(file)
     if isinstance(model.task, Classification) and model.task.text_pair is not None:
