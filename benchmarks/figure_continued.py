@@ -1,13 +1,12 @@
 """What reading the field's text first is worth: SST-2 with few labels, on reviews without labels.
 
-    python benchmarks/figure_continued.py RUN ../shared/data --runs RUNS [--rates 1 0.3 0.1]
+    python benchmarks/figure_continued.py RUN ../shared/data --runs RUNS [--rates 1 0.3]
 
 RUN, a `modern-bert` of general text, goes on for `--tokens` with IMDB's unlabelled reviews (another
 site's, of the field) or with the texts of SST-2's training part without their labels (the task's
-own), at `--rates` times the recipe's learning rates. "alone" has read the same reviews from random
-weights, for as many tokens as RUN and its continuation together. Each is fine-tuned as in
-`figure_sst2.py`. Finished runs in RUNS are taken up again. Writes
-benchmarks/results/continued.{json,md} after every system; rows that are not asked for stay.
+own), at `--rates` times the recipe's learning rates. Each is fine-tuned as in `figure_sst2.py`.
+Finished runs in RUNS are taken up again. Writes benchmarks/results/continued.{json,md} after every
+system; rows that are not asked for stay.
 """
 
 import argparse
@@ -31,10 +30,6 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def tokens_read(run: Path) -> int:
-    return max(one.get("tokens", 0) for one in metrics(run))
-
-
 def corpus(name: str, data: Path) -> firth.Corpus:
     """Text of the field without labels; none of what is tested on."""
     if name == "reviews":
@@ -44,7 +39,7 @@ def corpus(name: str, data: Path) -> firth.Corpus:
 
 
 def trained(
-    folder: Path, text: firth.Corpus, tokens: int, *, rate: float = 1.0, start: Any = None
+    folder: Path, text: firth.Corpus, tokens: int, rate: float, start: firth.LanguageModel
 ) -> tuple[firth.LanguageModel, float]:
     """A model after `tokens` of a text, and its perplexity on a held-out part of that text."""
     recipe = firth.recipe("modern-bert", size="mini")
@@ -74,13 +69,8 @@ def systems(
         text = corpus(name, given.data)
         for rate in given.rates:
             folder = given.runs / f"{name}-{rate:g}"
-            lm, found = trained(folder, text, given.tokens, rate=rate, start=general)
+            lm, found = trained(folder, text, given.tokens, rate, general)
             yield f"then {TEXTS[name]}, rate x {rate:g}", lm, found
-    if "alone" in given.texts:
-        count = tokens_read(given.run) + given.tokens
-        text = corpus("reviews", given.data)
-        lm, found = trained(given.runs / "alone", text, count)
-        yield "IMDB's reviews alone", lm, found
 
 
 def write(row: dict[str, Any], sizes: list[int]) -> None:
@@ -109,9 +99,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a modern-bert run of general text")
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, required=True, help="where the models are kept")
-    parser.add_argument("--texts", nargs="+", default=["general", *TEXTS, "alone"])
+    parser.add_argument(
+        "--texts", nargs="+", default=["general", *TEXTS], choices=["general", *TEXTS]
+    )
     parser.add_argument("--tokens", type=int, default=2_000_000)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 0.3, 0.1])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 0.3])
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 2000])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
