@@ -268,7 +268,7 @@ def test_no_units_are_left_beside_other_vectors(tiny_run, tables, said):
         (("--training.steps", "2"), "--training.steps and --steps are the same setting"),
         (("--tokenizer.vocab-size=9", "--vocab", "9"), "vocab_size and --vocab are the same"),
         (("--column", "body"), "--column body is about tables"),
-        (("--target", "a.txt"), "the recipe bert learns from plain text; leave --target out"),
+        (("--target", "a.txt"), "the recipe bert learns from plain text, and this corpus is pairs"),
         (("--training.optimizer", "Muon"), "to choose Muon give it as optimizer.type"),
         (("--training.compile", "yes"), "is 'yes', expected true or false"),
         (("--output", "a.txt"), "a.txt is a file, expected the name of a directory"),
@@ -283,7 +283,7 @@ def test_settings_that_cannot_be_meant_so(more, hint, tables, said, monkeypatch)
 def test_pairs_are_asked_for_before_files_are_read(tables, said):
     command = ("pretrain", "transformer", tables / "none.en", "-o", tables / "run", "--steps", 1)
     code, _, err = said(*command)
-    assert (code, "give a file of what each line of the corpus becomes" in err) == (2, True)
+    assert (code, "give the targets too" in err) == (2, True)
 
 
 def test_a_warm_up_longer_than_the_run_is_said(one_step, said):
@@ -324,6 +324,20 @@ def test_a_foreign_record_is_told_from_that_of_a_run(tables, said):
     (tables / "recipe.json").write_text("{}")
     code, _, err = said("inspect", tables)
     assert (code, "recipe.json is not of a run of firth" in err) == (1, True)
+
+
+@pytest.mark.parametrize("wanted", ["xterm", "dumb"])
+def test_usage_has_colours_unless_none_are_wanted(wanted, tiny_run, said, monkeypatch):
+    seen = []
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("tyro.cli", lambda *_, **__: seen.append(os.environ["TERM"]) or sys.exit(0))
+    if wanted == "dumb":
+        monkeypatch.setenv("NO_COLOR", "1")
+    else:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+    with pytest.raises(SystemExit):
+        said("score", tiny_run)
+    assert (seen, os.environ["TERM"]) == ([wanted], "xterm")
 
 
 def test_sizes_are_of_a_recipe(said):

@@ -350,11 +350,16 @@ def test_words_of_a_string_are_those_of_the_pre_tokenizer(lm):
     assert [text[a:b] for a, b in found.offsets] == expected
 
 
-def test_white_space_is_no_word_in_a_byte_level_vocabulary(papers):
-    tokenizer = firth.Tokenizer.train(papers[:40], "bpe", 400)
+def untrained(tokenizer: firth.Tokenizer) -> firth.LanguageModel:
+    """An encoder of one layer with a tokenizer."""
     shape = {"num_layers": 1, "hidden_size": 16, "num_heads": 1, "intermediate_size": 16}
     config = BertConfig(vocab_size=tokenizer.vocabulary.size, **shape)
-    model = firth.LanguageModel(Bert(config, pooler=False).eval(), tokenizer, precision="float32")
+    return firth.LanguageModel(Bert(config, pooler=False).eval(), tokenizer, precision="float32")
+
+
+def test_white_space_is_no_word_in_a_byte_level_vocabulary(papers):
+    tokenizer = firth.Tokenizer.train(papers[:40], "bpe", 400)
+    model = untrained(tokenizer)
     text = "Two  blanks,\ta tab: 日本\n"
     (found,) = model.embed([text], unit="word")
     assert found.units == ["Two", "blanks", ",", "a", "tab", ":", "日本"]
@@ -364,9 +369,7 @@ def test_white_space_is_no_word_in_a_byte_level_vocabulary(papers):
 def test_a_word_that_the_tokenizer_cuts_in_two_has_one_row(papers):
     """Unigram has a word for the space before what it does not know, beside that itself."""
     tokenizer = firth.Tokenizer.train(papers[:60], "unigram", 400)
-    shape = {"num_layers": 1, "hidden_size": 16, "num_heads": 1, "intermediate_size": 16}
-    config = BertConfig(vocab_size=tokenizer.vocabulary.size, **shape)
-    model = firth.LanguageModel(Bert(config, pooler=False).eval(), tokenizer, precision="float32")
+    model = untrained(tokenizer)
     text = "x y <b"
     assert tokenizer.encode(text).tokens[4:-1] == ["y", "▁", "<unk>", "b"]
     (found,) = model.embed([text], unit="word")
@@ -634,9 +637,7 @@ def test_a_filled_blank_stays_apart_from_the_words_around_it(papers, kind):
     """Whatever the vocabulary, a candidate that is a word by itself is set between blanks."""
     tokenizer = firth.Tokenizer.train(papers[:40], kind, 400)
     torch.manual_seed(0)
-    shape = {"num_layers": 1, "hidden_size": 16, "num_heads": 1, "intermediate_size": 16}
-    config = BertConfig(vocab_size=tokenizer.vocabulary.size, **shape)
-    model = firth.LanguageModel(Bert(config, pooler=False).eval(), tokenizer, precision="float32")
+    model = untrained(tokenizer)
     mask = tokenizer.token(tokenizer.vocabulary.mask)
     for text in ("The {} results", "{} results", "We see ({}), and {}", "All {}"):
         found = model.fill(text.format(mask, mask), top_k=400)

@@ -236,6 +236,27 @@ def test_held_out_pairs_that_are_too_long_are_named(tmp_path):
         firth.pretrain(chosen, train, tmp_path / "run", valid=valid)
 
 
+@pytest.mark.parametrize(("smoothing", "compares"), [(0.1, False), (0.0, True)])
+def test_a_smoothed_loss_is_not_held_against_the_entropy(
+    smoothing, compares, tmp_path, monkeypatch
+):
+    seen = []
+
+    def train(_state, _objective, _batches, _training, plan):
+        seen.append(plan.unigram_entropy)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("firth.api.pretraining.train", train)
+    chosen = firth.recipe("transformer", size="tiny", vocab_size=300).with_settings(
+        {"training.steps": 1, "training.batch_tokens": 64, "data.max_length": 16}
+    )
+    chosen = chosen.with_settings({"objective.label_smoothing": smoothing})
+    pairs = ParallelCorpus.of([("a b c", "c b a")] * 5)
+    with pytest.raises(KeyboardInterrupt):
+        firth.pretrain(chosen, pairs, tmp_path / "run", valid=pairs)
+    assert [entropy is not None for entropy in seen] == [compares]
+
+
 def test_t5_learns_on_papers(tmp_path, papers):
     """The loss of the lost spans falls below that of frequencies, and its directory is T5's."""
     transformers = pytest.importorskip("transformers")

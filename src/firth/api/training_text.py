@@ -176,10 +176,19 @@ def check_corpus(recipe: Recipe, corpus: AnyCorpus) -> None:
         )
     if isinstance(corpus, MultilingualCorpus):
         _check_languages(recipe)
-    pairs = isinstance(recipe.objective, SequenceToSequence)
-    if pairs == isinstance(corpus, ParallelCorpus):
+    check_pairs(recipe, given=isinstance(corpus, ParallelCorpus))
+
+
+def check_pairs(recipe: Recipe, *, given: bool) -> None:
+    """Refuses pairs where the recipe learns from plain text, and the other way round.
+
+    Raises:
+        ConfigError: if they do not fit.
+    """
+    wanted = isinstance(recipe.objective, SequenceToSequence)
+    if wanted == given:
         return
-    if pairs:
+    if wanted:
         raise ConfigError(
             f"the recipe {recipe.name} learns from pairs of texts, and this corpus is plain text; "
             "give the targets too (firth pretrain transformer SOURCE --target TARGET)"

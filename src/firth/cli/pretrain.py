@@ -14,14 +14,13 @@ import tyro
 
 from firth.api import LanguageModel, load
 from firth.api import pretrain as pretrain_model
-from firth.api.training_text import AnyCorpus
+from firth.api.training_text import AnyCorpus, check_pairs
 from firth.atomic import need_writable
 from firth.cli.options import parse, take_settings
 from firth.config import read_toml
 from firth.device import prepare_process
 from firth.errors import ConfigError
 from firth.models import BertConfig, StaticConfig
-from firth.objectives import SequenceToSequence
 from firth.recipes import Recipe, recipe
 from firth.recipes.settings import is_own
 from firth.text.corpus import Corpus
@@ -100,7 +99,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     if options.target is not None and options.valid and options.valid_target is None:
         raise ConfigError("--valid needs --valid-target too: what its lines become")
     chosen = _recipe(options, settings)
-    _check_target(chosen, options.target)
+    check_pairs(chosen, given=options.target is not None)  # before any file is read
     need_writable(options.output, directory=True)
     prepare_process(options.threads)
     valid = _corpus(options.valid, options.valid_target, options) if options.valid else None
@@ -127,21 +126,6 @@ def pretrain(arguments: Sequence[str]) -> None:
     print(
         f"\nNext: firth {look} | firth inspect {run} | firth adapt {run} train.tsv -o OUT finetune",
         file=sys.stderr,
-    )
-
-
-def _check_target(chosen: Recipe, target: str | None) -> None:
-    """Says before any file is read whether the recipe learns from pairs."""
-    if isinstance(chosen.objective, SequenceToSequence) == (target is not None):
-        return
-    if target is None:
-        raise ConfigError(
-            f"the recipe {chosen.name} learns from pairs of texts; give a file of what each line "
-            "of the corpus becomes: --target FILE"
-        )
-    raise ConfigError(
-        f"the recipe {chosen.name} learns from plain text; leave --target out, or choose the "
-        "recipe transformer"
     )
 
 
