@@ -257,6 +257,34 @@ class TestSplit:
             Corpus.from_texts(["one"]).split(valid=share)
 
 
+class TestSample:
+    def test_every_file_has_its_share_and_the_last_document_is_cut(self, tmp_path):
+        write(tmp_path / "a.txt", "\n".join("a" * 30 for _ in range(100)))
+        write(tmp_path / "b.txt", "\n".join(["", "b" * 400]))
+        write(tmp_path / "c.txt", "short")
+        corpus = Corpus.from_files(tmp_path, documents="line")
+        expected = ["a" * 30, "a" * 30, "a" * 30, "a" * 10, "b" * 100, "short"]
+        assert list(corpus.sample(300)) == expected
+
+    def test_of_a_split_its_own_side_alone(self, tmp_path):
+        for name in "ab":
+            write(tmp_path / f"{name}.txt", "\n".join(f"{name} {i}" for i in range(500)))
+        _, valid = Corpus.from_files(tmp_path, documents="line").split(valid=0.1)
+        whole = list(valid)
+        assert list(valid.sample(10**6)) == whole
+        some = list(valid.sample(100))
+        assert {text[0] for text in some} == {"a", "b"}
+        assert len(some) < len(whole)
+
+    def test_a_file_without_a_document_of_this_side_is_passed_over(self, tmp_path):
+        write(tmp_path / "a.txt", "one line")
+        write(tmp_path / "b.txt", "\n".join(map(str, range(500))))
+        _, valid = Corpus.from_files(tmp_path, documents="line").split(valid=0.1)
+        assert list(valid.sample(10**6)) == list(valid)
+        with pytest.raises(DataError, match="none of 1 documents fell into the valid part"):
+            list(Corpus.from_texts(["one"]).split(valid=1e-9)[1].sample(100))
+
+
 class TestDuplicates:
     def test_the_first_is_kept_across_files(self, tmp_path):
         write(tmp_path / "a.txt", "x\ny\n x \nz")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import firth
+from firth.api.training_text import some_texts
 from firth.errors import ConfigError, DataError
 from firth.text.pairs import PairedSequences, ParallelCorpus
 from tests.sources import VOCABULARY, ListSource, random_documents
@@ -113,6 +114,11 @@ def test_settings_of_plain_text_are_not_for_pairs(flags, tmp_path):
     assert result.code == 2
     assert f"{flags[0]} is not for pairs of lines" in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_vocabulary_is_judged_by_both_sides():
+    pairs = ParallelCorpus.of([("ab ab", "cd"), ("ab", "cd cd"), ("never", "reached")])
+    assert list(some_texts(pairs, 10)) == ["ab ab", "cd", "cd "]
 
 
 def test_a_split_keeps_pairs_together():

@@ -60,8 +60,8 @@ logger = logging.getLogger(__name__)
 
 _VALID_SEED, _SAMPLE_SEED = 7, 8
 
-_REPORTED = 200
-"""Held-out documents that the vocabulary report looks at."""
+_REPORTED = 1_000_000
+"""Characters of held-out text that the vocabulary report looks at."""
 
 
 def pretrain(

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from firth.protocols import Vocabulary
 from firth.recipes import DataSettings, Recipe
 from firth.text.annotations import Annotator, write_marks
 from firth.text.batches import PackedSequences
-from firth.text.corpus import Corpus
+from firth.text.corpus import Corpus, first_characters
 from firth.text.joined import JoinedDocuments
 from firth.text.languages import (
     JoinedLanguages,
@@ -286,8 +285,12 @@ def all_texts(corpus: AnyCorpus, smoothing: float) -> Iterator[str]:
         yield from corpus
 
 
-def some_texts(corpus: AnyCorpus, count: int) -> Iterator[str]:
-    """About `count` documents, of every language some."""
-    if isinstance(corpus, MultilingualCorpus):
-        return corpus.sample(count)
-    return islice(all_texts(corpus, smoothing=1.0), count)
+def some_texts(corpus: AnyCorpus, size: int) -> Iterator[str]:
+    """About `size` characters, of every language, file and side of pairs the first documents."""
+    parts = [part for _, part in by_language(corpus)]
+    for part in parts:
+        if isinstance(part, Corpus):
+            yield from part.sample(size // len(parts))
+            continue
+        for side in (part.source, part.target):
+            yield from first_characters(side, size // (2 * len(parts)))

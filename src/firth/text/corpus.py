@@ -157,8 +157,7 @@ class Corpus:
         for batch in self._batches(statistics):
             batch = [document for document in map(str.strip, batch) if document]
             num_read += len(batch)
-            for part in self.parts:
-                batch = part.select(batch)
+            batch = self._on_this_side(batch)
             if self.drop_duplicates:
                 batch = _drop_seen(batch, seen, statistics)
             num_kept += len(batch)
@@ -167,6 +166,23 @@ class Corpus:
             yield from batch
         if self.parts and not num_kept:
             raise self._empty_side(num_read)
+
+    def sample(self, size: int) -> Iterator[str]:
+        """The first documents of every file, about `size` characters in all; duplicates stay.
+
+        Raises:
+            DataError: as `read` does.
+        """
+        sources = [replace(self, files=(file,)) for file in self.files] or [self]
+        found = False
+        for source in sources:
+            batches = (map(str.strip, batch) for batch in source._batches(Statistics()))
+            documents = (text for batch in batches for text in self._on_this_side(list(batch)))
+            for text in first_characters(documents, size // len(sources)):
+                found = True
+                yield text
+        if not found:
+            yield from self  # which says what is missing
 
     def statistics(self) -> Statistics:
         """Counts of documents, characters, duplicates and replaced bytes, by reading all once.
@@ -224,6 +240,11 @@ class Corpus:
             total.update(_digest(text))
         return total.hexdigest()
 
+    def _on_this_side(self, documents: list[str]) -> list[str]:
+        for part in self.parts:
+            documents = part.select(documents)
+        return documents
+
     def _batches(self, statistics: Statistics) -> Iterator[list[str]]:
         for start in range(0, len(self.texts), ROWS):
             yield list(self.texts[start : start + ROWS])
@@ -251,6 +272,15 @@ class Corpus:
             f"(--valid FILE), or choose another share than {part.valid} (--data.valid 0.1) or "
             f"another seed than {part.seed}"
         )
+
+
+def first_characters(texts: Iterable[str], size: int) -> Iterator[str]:
+    """The first texts that are not empty, until `size` characters are reached; the last is cut."""
+    for text in filter(None, texts):
+        yield text[:size]
+        size -= len(text)
+        if size <= 0:
+            return
 
 
 def _drop_seen(documents: list[str], seen: set[bytes], statistics: Statistics) -> list[str]:

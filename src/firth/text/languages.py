@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +110,6 @@ class MultilingualCorpus:
             for i, text in enumerate(corpus):
                 for _ in range(int(rate * (i + 1) + 0.5) - int(rate * i + 0.5)):
                     yield text
-
-    def sample(self, count: int) -> Iterator[str]:
-        """About `count` documents, the first of each language."""
-        for _, corpus in self.parts:
-            yield from islice(corpus, -(-count // len(self.parts)))
 
 
 @contextmanager

@@ -120,18 +120,18 @@ def vocabulary_report(
     backend = literal_backend(tokenizer.to_json())
     num_words = num_units = num_cut = num_hidden = 0
     for batch in batches(sample_documents(documents, max_bytes)):
-        for document, (ids, opens_word) in zip(
-            batch, tokenizer.encode_documents(batch), strict=True
-        ):
-            before.update(_visible(document))
-            after.update(_visible(tokenizer.normalize(document)))
-            counts += np.bincount(ids, minlength=len(counts))
-            if unknown != ABSENT and unknown in ids:
-                num_hidden += _num_under(backend, document, unknown)
-            unit_lengths = np.diff(np.flatnonzero(opens_word), append=len(ids))
-            num_words += len(document.split())
-            num_units += len(unit_lengths)
-            num_cut += int((unit_lengths > 1).sum())
+        encoded = tokenizer.encode_documents(batch)
+        ids, opens_word = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
+        before.update(_visible("\n".join(batch)))
+        after.update(_visible("\n".join(map(tokenizer.normalize, batch))))
+        counts += np.bincount(ids, minlength=len(counts))
+        if unknown != ABSENT and unknown in ids:
+            texts = (text for text, (own, _) in zip(batch, encoded, strict=True) if unknown in own)
+            num_hidden += sum(_num_under(backend, text, unknown) for text in texts)
+        unit_lengths = np.diff(np.flatnonzero(opens_word), append=len(ids))
+        num_words += sum(len(document.split()) for document in batch)
+        num_units += len(unit_lengths)
+        num_cut += int((unit_lengths > 1).sum())
     if not num_words:
         raise DataError("there are no words to report on; check the corpus")
     entries = np.delete(counts, tokenizer.vocabulary.special)
