@@ -23,14 +23,14 @@ from firth.errors import ConfigError
 Text = str | Sequence[str]
 """A text as one string, or as the list of the user's own words."""
 
-
 Unit = Literal["sequence", "word"]
 """What a task is about: a whole text (or pair), or each of its words."""
 
+Context = Literal["both", "left", "right"]
+"""Where a model looks when it reads a token: on both sides, before it or behind it."""
 
 ABSENT = -1
 """The id of a special token that a vocabulary does not have."""
-
 
 OUTSIDE, INSIDE, OPENS = 0, 1, 2
 """Where a token lies with regard to the spans that are marked in a text."""
@@ -152,8 +152,7 @@ class Batch:
     weights: Tensor | None = None
     """(M) float32 of each prediction in the loss, 1 on average; None where all count alike."""
     boundaries: Tensor | None = None
-    """(M, 3) int64, for span boundaries: the positions of the tokens before and after the span of
-    each predicted token, and its place in the span, counted from 0."""
+    """(M, 3) int64: of each token in a span the positions before and after it, and its place."""
     sequence_targets: Tensor | None = None
     """(B) int64: a label a sequence, beside the tokens that are predicted (sentence pairs)."""
     sequence_weights: Tensor | None = None
@@ -165,11 +164,10 @@ class Batch:
     rate: float = 1.0
     """What the learning rate of the step is multiplied by."""
     words: Tensor | None = None
-    """(M, 2) int64, for tasks about words: the first token of each and the one after its last,
-    equal for a word without tokens."""
+    """(M, 2) int64, of words: the first token of each and the one after its last; equal if none."""
     word_starts: Tensor | None = None
-    """(T+1) int64 on the CPU: text t is words word_starts[t]:word_starts[t+1]. A text that is
-    longer than the window takes several sequences, one after another."""
+    """(T+1) int64 on the CPU: text t is words word_starts[t]:word_starts[t+1], of one sequence or
+    (longer than the window) of several, one after another."""
 
     @property
     def num_sequences(self) -> int:
@@ -282,6 +280,9 @@ class Model(Protocol):
 
     @property
     def config(self) -> Any: ...
+
+    @property
+    def context(self) -> Context: ...
 
     def __call__(self, batch: Batch, *, hidden_states: bool = False) -> Output: ...
 

@@ -50,10 +50,10 @@ class FineTuning:
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
     """What the head sees of a sequence: its first token, as BERT's and RoBERTa's own heads do, its
     last, which alone has seen all of a decoder's text (Radford et al. 2018, section 3.2), or the
-    mean of all, which few labels favour. "auto" takes the last token of a decoder, the mean in a
-    hybrid, in the encoder of an encoder-decoder and where the family's head in `transformers`
-    allows it (ModernBERT), else the first. For tags: what it sees of a word of several tokens;
-    "auto" takes the first, of a decoder the last."""
+    mean of all, which few labels favour. "auto" takes the first in BERT and its kin, the token that
+    was read last in models that read one way (decoders, AWD-LSTM, an encoder of one LSTM), and the
+    mean in all others. For tags: what it sees of a word of several tokens; "auto" takes the first,
+    of models that read one way the one that was read last."""
     task_network: TaskNetwork = "head"
     """What is trained on the last layer: the family's own head for sequences and a linear layer for
     words ("head"), or a recurrent network: with a model that has no layers of its own (static

@@ -16,7 +16,7 @@ from firth.config import check_types
 from firth.device import Precision
 from firth.errors import ConfigError
 from firth.inference.forward import Engine
-from firth.protocols import Batches, Example, Report, Scores, Task, Trainable
+from firth.protocols import Batches, Example, Report, Scores, Task, Trainable, Unit
 from firth.text.batches import BucketedBatches
 from firth.training.loop import State, Training, steps
 
@@ -55,7 +55,6 @@ _LEAST = {
     "weight_decay": 0,
     "mix_penalty": 0,
     "warmup": 0,
-    "cut": 0,
     "ratio": 1,
 }
 _MORE_THAN_ZERO = ("epochs", "lr", "decay")
@@ -76,19 +75,27 @@ def check_settings(adaptation: object) -> None:
             expected = f"at least {_LEAST[name]}"
         elif name in _MORE_THAN_ZERO and not 0 < value < math.inf:
             expected = "a number above 0"
-        elif name == "dropout" and not 0 <= value < 1:
+        elif name in ("dropout", "cut") and not 0 <= value < 1:
             expected = "a share, at least 0 and below 1"
         if expected:
             raise ConfigError(f"{name} is {value}, expected {expected}")
 
 
-def idle_settings(adaptation: object) -> Iterator[tuple[str, str]]:
-    """Those settings of an adaptation that others make idle, each with the reason."""
+def idle_settings(adaptation: object, unit: Unit) -> Iterator[tuple[str, str]]:
+    """Those settings of an adaptation that others, or a task of this unit, make idle, each with the
+    reason.
+    """
     given = vars(adaptation)
+    pooling = ""
+    if unit == "sequence" and given.get("concat_pooling"):
+        pooling = "concat_pooling is on"
+    elif unit == "sequence" and given.get("task_network", "head") != "head":
+        pooling = "the task network reads all tokens of a text"
     reasons = {
         "hidden_size": "task_network is the head" if given.get("task_network") == "head" else "",
         "min_steps": "epochs are given" if given.get("epochs") is not None else "",
         "mix_penalty": "one layer is no mix" if given.get("layers", "all") != "all" else "",
+        "pooling": pooling,
         "cut": "the rate is constant" if not given.get("slanted", True) else "",
     }
     reasons |= {"num_layers": reasons["hidden_size"], "ratio": reasons["cut"]}

@@ -98,7 +98,7 @@ class Frozen:
 
     def prepare(self, make: Callable[[], AdaptedNetwork], data: EncodedExamples) -> Features:
         """What all seeds train on: the features of texts, by a network that `make` gives."""
-        return extract(make(), data, self.precision)
+        return extract(make().eval(), data, self.precision)
 
     def fit(
         self,

@@ -73,8 +73,7 @@ class GradualUnfreezing:
         if self.concat_pooling and head.unit == "sequence":
             # The last layer of an AWD-LSTM has fewer entries than the others: the rest are zero.
             size = getattr(body, "regularised_size", head.out.in_features)
-            backward = getattr(body.config, "backward", False)
-            last = "first" if backward else "last"
+            last = "first" if body.context == "right" else "last"
             head = ConcatPoolingHead(size, head.out.out_features, last=last)
         return AdaptedNetwork(body, head)
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from firth.errors import ConfigError, DataError
-from firth.inference.forward import Context, Engine, windows
+from firth.inference.forward import Engine, windows
 from firth.models.heads import Head, RecurrentHead, WordHead
 from firth.models.mix import LayerMix, SequenceHead, pool, pool_words
 from firth.protocols import (
     Batch,
+    Context,
     Encoding,
     Example,
     Loss,
@@ -166,6 +167,7 @@ class EncodedExamples:
         max_length: int,
         unit: Unit = "sequence",
         context: Context = "both",
+        bare: bool = False,
     ) -> "EncodedExamples":
         """Encodes texts, pairs with their segments, or the words of texts.
 
@@ -176,6 +178,8 @@ class EncodedExamples:
             unit: what the task is about.
             context: where the model looks, which decides in which window a word of a long text is
                 read (see `windows`).
+            bare: leave out the tokens that open and close a text: static vectors have none for
+                them, and a mean with zeros would say how short a text is.
         """
         every = np.arange(len(examples) + 1)
         if unit == "word":
@@ -186,10 +190,16 @@ class EncodedExamples:
             pairs = [(example.texts[0], example.texts[1]) for example in examples]
             encoded = tokenizer.encode_pairs_ids(pairs, max_length=max_length)
             ids, segments = [ids for ids, _ in encoded], [types for _, types in encoded]
-            return EncodedExamples(ids, segments, every)
-        texts = [example.texts[0] for example in examples]
-        ids = tokenizer.encode_ids(texts, max_length=max_length)
-        return EncodedExamples(_not_empty(ids, tokenizer.vocabulary), None, every)
+        else:
+            texts = [example.texts[0] for example in examples]
+            ids, segments = tokenizer.encode_ids(texts, max_length=max_length), None
+            ids = _not_empty(ids, tokenizer.vocabulary)
+        if bare:
+            kept = [_inside(one, tokenizer.vocabulary) for one in ids]
+            ids = [one[keep] for one, keep in zip(ids, kept, strict=True)]
+            if segments is not None:
+                segments = [one[keep] for one, keep in zip(segments, kept, strict=True)]
+        return EncodedExamples(ids, segments, every)
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -282,6 +292,13 @@ def _encode_words(
 def _not_empty(ids: list[np.ndarray], vocabulary: Vocabulary) -> list[np.ndarray]:
     """Sequences of at least a token: the opening one, where a vocabulary adds none and has none."""
     return [one if len(one) else np.array([vocabulary.first]) for one in ids]
+
+
+def _inside(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Which tokens neither open nor close a text; of an empty one the first stays."""
+    inside = (ids != vocabulary.first) & (ids != vocabulary.last)
+    inside[0] |= not inside.any()
+    return inside
 
 
 def _token_ranges(owners: np.ndarray, count: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,7 +21,13 @@ from firth.api.language_model import show_words
 from firth.atomic import write_file, write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.device import Precision
-from firth.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from firth.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    UnsupportedError,
+)
 from firth.inference.forward import Engine
 from firth.interop.files import ADAPTED, TASK_NETWORK, write_model
 from firth.interop.huggingface import (
@@ -30,10 +37,10 @@ from firth.interop.huggingface import (
     stock_family,
     stock_head,
 )
-from firth.models import AWDLSTM, GPT, Bert, LanguageModelNetwork
+from firth.models import Bert, LanguageModelNetwork, Static
 from firth.models.heads import Head, WordHead
 from firth.models.mix import Pooling, SequenceHead, WordPooling
-from firth.protocols import Example, Report, Scores, Text
+from firth.protocols import Context, Example, Report, Scores, Text
 from firth.tasks import TASKS
 from firth.tasks.classification import Classification, Kind
 from firth.tasks.metrics import mean_and_interval
@@ -85,24 +92,38 @@ class AdaptedModel:
         """Scores before any softmax: (examples, num_outputs), or for tags (words, num_outputs) of
         each example.
         """
-        length, unit = self.adaptation.max_length, self.task.unit
-        data = EncodedExamples.of(examples, self.tokenizer, length, unit, self.engine.context)
+        model: Any = self.network.body
+        length = self.adaptation.max_length
+        data = encoded(
+            self.task, examples, model=model, tokenizer=self.tokenizer, max_length=length
+        )
         return score_examples(self.engine, data)
 
     def predict(self, texts: Sequence[Text | tuple[Text, Text]]) -> list[Any]:
         """A `Prediction` for each text (or pair, where the task is about pairs).
 
         For tags a `Tagged` for each list of words, or for each string, which is cut into words.
+
+        Raises:
+            DivergedError: if a score is not finite.
         """
         if isinstance(texts, str):
             raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
         examples = [self.task.example(text) for text in texts]
-        return self.task.decode(self.scores(examples), examples)
+        return self.task.decode(_finite(self.scores(examples)), examples)
 
     def evaluate(self, examples: Sequence[Example] | str | Path) -> Report:
-        """Metrics on labelled examples, or on a labelled file."""
+        """Metrics on labelled examples, or on a labelled file.
+
+        Raises:
+            DataError: if the file cannot be read, or there is nothing to measure on.
+            DivergedError: if a score is not finite.
+        """
         examples = labelled_examples(self.task, examples)
-        return self.task.evaluate(self.scores(examples), examples)
+        if not any(map(len, scores := _finite(self.scores(examples)))):
+            what = "examples" if not examples else f"words in the {len(examples)} sentences"
+            raise DataError(f"there are no {what} to evaluate on; expected at least one")
+        return self.task.evaluate(scores, examples)
 
     def summary(self) -> dict[str, tuple[float, float | None]]:
         """Mean over the seeds of each dev metric, with the half-width of its 95 % interval."""
@@ -169,6 +190,30 @@ class AdaptedModel:
             "seeds": to_dict(list(self.seeds)),
         }
         write_text(path / RECORD, json.dumps(record, indent=1))
+
+
+def _finite(scores: Scores) -> Scores:
+    if not all(np.isfinite(rows).all() for rows in scores):
+        raise DivergedError(
+            "the model gives scores that are no numbers: its training diverged, or its weights are "
+            "damaged; adapt again with a lower learning rate, or load another copy"
+        )
+    return scores
+
+
+def encoded(
+    task: AnyTask,
+    examples: Sequence[Example],
+    *,
+    model: LanguageModelNetwork,
+    tokenizer: Tokenizer,
+    max_length: int,
+) -> EncodedExamples:
+    """Examples as a model and the task's head read them."""
+    bare = isinstance(model, Static)
+    return EncodedExamples.of(
+        examples, tokenizer, max_length, task.unit, context=model.context, bare=bare
+    )
 
 
 def labelled_examples(task: AnyTask, given: Sequence[Example] | str | Path) -> list[Example]:
@@ -306,25 +351,20 @@ def _own_tensors(network: AdaptedNetwork) -> dict[str, Tensor]:
     return {n: t.detach().contiguous() for n, t in state.items() if not n.startswith("body.")}
 
 
+_READ_LAST: dict[Context, WordPooling | None] = {"both": None, "left": "last", "right": "first"}
+"""Which token a model that looks one way has read last."""
+
+
 def family_head(model: LanguageModelNetwork, task: AnyTask, adaptation: Adaptation) -> Head:
     """The head of a task that suits the family of a model, with fresh weights."""
     pooling = adaptation.pooling
-    last = _read_last(model)
+    last = _READ_LAST[model.context]
     if task.unit == "word":
         how = pooling if pooling != "auto" else last or "first"
         size, dropout = model.config.hidden_size, adaptation.dropout
         return WordHead(size, task.num_outputs, dropout=dropout, pooling=how)
     how = pooling if pooling != "auto" else last or _sequence_pooling(model)
     return stock_head(model.config, task.num_outputs, adaptation.dropout, pooling=how)
-
-
-def _read_last(model: LanguageModelNetwork) -> WordPooling | None:
-    """Which token a model that reads one way has read last; None for one that sees both sides."""
-    if isinstance(model, GPT):
-        return None if model.config.bidirectional else "last"
-    if isinstance(model, AWDLSTM):
-        return "first" if model.config.backward else "last"
-    return None
 
 
 def _sequence_pooling(model: LanguageModelNetwork) -> Pooling:

@@ -19,6 +19,7 @@ from firth.api.adapted import (
     AdaptedModel,
     AnyTask,
     SeedResult,
+    encoded,
     family_head,
     labelled_examples,
 )
@@ -76,6 +77,8 @@ def adapt(
     adaptation = adaptation or FineTuning()
     seeds = _checked_seeds(seeds)
     _check_arguments(lm, task, adaptation)
+    for name, reason in idle_settings(adaptation, task.unit):
+        logger.warning("%s has no effect: %s", name, reason)
     if adaptation.precision == "auto":
         adaptation = replace(adaptation, precision=lm.precision)
     of_file = isinstance(train, (str, Path))
@@ -84,8 +87,8 @@ def adapt(
     task = _with_labels(task, train, dev)
     length = min(adaptation.max_length, lm.max_length)
     make = partial(_network, lm, task, adaptation, seeds[0])
-    encode = partial(EncodedExamples.of, tokenizer=lm.tokenizer, max_length=length)
-    parts = [encode(p, unit=task.unit, context=lm.engine.context) for p in (train, dev)]
+    encode = partial(encoded, task, model=lm.model, tokenizer=lm.tokenizer, max_length=length)
+    parts = [encode(part) for part in (train, dev)]
     _report_cuts(parts[0], length, task)
     seen, held_out = (adaptation.prepare(make, part) for part in parts)
     data = _Data((train, seen), (dev, held_out))
@@ -134,8 +137,6 @@ def _check_arguments(lm: object, task: object, adaptation: object) -> None:
             given = found.__name__ if isinstance(found, type) else repr(found)[:60]
             names = ", ".join(f"firth.{kind.__name__}()" for kind in kinds.values())
             raise ConfigError(f"the {what} is {given}, expected one of {names}")
-    for name, reason in idle_settings(adaptation):
-        logger.warning("%s has no effect: %s", name, reason)
 
 
 def _parts(

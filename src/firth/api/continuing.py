@@ -1,23 +1,73 @@
 """Going on from a trained model instead of from random weights."""
 
+import hashlib
 import logging
 
+import torch
 from torch import nn
 
 from firth.api.language_model import LanguageModel
 from firth.errors import ConfigError
+from firth.models import ElmoConfig, StaticConfig
+from firth.recipes import Recipe
 from firth.text.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 
-def own_tokenizer(start: LanguageModel, name: str) -> Tokenizer:
+def check_given(start: object, tokenizer: object) -> None:
+    """Refuses what is no model to go on from, and what is no tokenizer.
+
+    Raises:
+        ConfigError: says what to give instead.
+    """
+    if start is not None and not isinstance(start, LanguageModel):
+        raise ConfigError(
+            f"start is {start!r} ({type(start).__name__}), expected a language model: "
+            "firth.load(DIRECTORY) of a run; of an adapted model give the run that it was made from"
+        )
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise ConfigError(
+            f"tokenizer is {tokenizer!r} ({type(tokenizer).__name__}), expected a firth.Tokenizer, "
+            "such as firth.Tokenizer.load(DIRECTORY)"
+        )
+
+
+def check_words(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer of pieces where vectors are of whole words, before any text is read.
+
+    Raises:
+        ConfigError: if the recipe is of words and the tokenizer is not.
+    """
+    if isinstance(recipe.model, StaticConfig | ElmoConfig) and not tokenizer.whole_words:
+        raise ConfigError(
+            f"the recipe {recipe.name} is of whole words, and the tokenizer that was given cuts "
+            "them into pieces; leave it out, or train one with kind='word' or 'whitespace'"
+        )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of all weights, by their names."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def own_tokenizer(start: LanguageModel, name: str, given: Tokenizer | None = None) -> Tokenizer:
     """The tokenizer of a model to go on from.
 
     Raises:
-        ConfigError: if it has no tokens of text, or more than the model.
+        ConfigError: if it has no tokens of text, or more than the model, or another one is given.
     """
     tokenizer, rows = start.tokenizer, start.model.config.vocab_size
+    if given is not None and given.content_hash != tokenizer.content_hash:
+        raise ConfigError(
+            f"the tokenizer given ({given.vocabulary.size} tokens) is not that of {name} "
+            f"({tokenizer.vocabulary.size} tokens), whose weights are of its own tokens; leave it "
+            "out, or leave the start out"
+        )
     size, special = tokenizer.vocabulary.size, len(tokenizer.vocabulary.special)
     if size <= special or size > rows:
         raise ConfigError(

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from firth.api.continuing import copy_weights, own_tokenizer
+from firth.api.continuing import (
+    check_given,
+    check_words,
+    copy_weights,
+    own_tokenizer,
+    weights_digest,
+)
 from firth.api.language_model import LanguageModel, show_words
 from firth.api.model_card import is_recurrent, keep_card, model_card
 from firth.api.run_directory import begin, keep_recipe, only_writer, read_recipe, refuse_foreign
@@ -94,8 +100,8 @@ def pretrain(
         The trained model.
 
     Raises:
-        ConfigError: if `output` holds a run with other settings, another process trains there, or
-            the recipe has no budget.
+        ConfigError: if `output` holds a run with other settings, another process trains there, the
+            recipe has no budget, or `tokenizer` is not one for this recipe, or this start.
         DataError: if the corpus cannot be read, or is not the one that the run was begun with.
         DivergedError: if training breaks down.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
@@ -107,10 +113,13 @@ def pretrain(
         )
     if all(getattr(recipe.training, budget) is None for budget in BUDGETS):
         raise ConfigError(f"there is no budget; give one of {', '.join(BUDGETS)}")
+    check_given(start, tokenizer)
     if start is not None:
         name = str(start.path or "a model in memory")
         recipe = recipe.started_from(start.model.config, name, start.max_length)
-        tokenizer = own_tokenizer(start, name)
+        tokenizer = own_tokenizer(start, name, tokenizer)
+    if tokenizer is not None:
+        check_words(recipe, tokenizer)
     check_corpus(recipe, corpus)
     if valid is not None:
         check_corpus(recipe, valid)
@@ -122,7 +131,8 @@ def pretrain(
     ranks, torch_device = _join(recipe, device)
     with only_writer(run) if ranks.first else nullcontext():
         if ranks.first:
-            _prepare(run, recipe, corpus, valid, tokenizer)
+            origin = start and weights_digest(start.model)
+            _prepare(run, recipe, corpus, valid, tokenizer, origin)
         wait(ranks)
         _train(run, _How(ranks, torch_device, tensorboard, resume_hint, start))
     leave()
@@ -151,13 +161,14 @@ def _prepare(
     corpus: AnyCorpus,
     valid: AnyCorpus | None,
     tokenizer: Tokenizer | None,
+    origin: str | None,
 ) -> None:
     """Tokenizer, shards and the resolved recipe: whatever is not there yet."""
     if valid is None:
         corpus, valid = corpus.split(valid=recipe.data.valid, seed=recipe.training.seed)
     corpora: dict[str, AnyCorpus] = {"train": corpus, "valid": valid}
     refuse_foreign(run, corpora)
-    begun = begin(run, recipe, corpora)
+    begun = begin(run, recipe, corpora, origin)
     tokenizer = _tokenizer(run, recipe, (corpus, valid), tokenizer)
     segments = recipe.model.num_segments > 1
     tokenizer.save(run, model_max_length=recipe.max_length, segments=segments)
@@ -369,7 +380,7 @@ def _sampler(
     starts = shards.document_starts
     chosen = rng.permutation(len(starts) - 1)[:count]
     begins = [int(starts[i]) for i in chosen]
-    longest = 16 if text.source is None else recipe.data.max_length - 2
+    longest = recipe.data.max_length - 2 if text.source else min(16, recipe.data.max_length - 2)
     ends = [min(int(starts[i + 1]), int(starts[i]) + longest) for i in chosen]
     texts = [np.array(shards.tokens(a, b)) for a, b in zip(begins, ends, strict=True)]
     backward = getattr(recipe.objective, "backward", False)

@@ -3,6 +3,7 @@
 RUN/recipe.json  "requested": the recipe as it was asked for
                  "recipe": the same with the vocabulary and the steps filled in, once text is there
                  "text": a hash of each part of the text, and of the file of spans
+                 "start": a hash of the weights that it goes on from, if there are any
 """
 
 import json
@@ -78,11 +79,19 @@ def refuse_foreign(run: Path, corpora: Mapping[str, AnyCorpus]) -> None:
             )
 
 
-def begin(run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus]) -> bool:
+def begin(
+    run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus], origin: str | None = None
+) -> bool:
     """Puts on record what is asked for, or compares it with the record that is there.
 
     What an attempt with other settings or text left behind is removed, as long as it has learned
     nothing: has neither checkpoint nor model. Token files stay where only the training is another.
+
+    Args:
+        run: the directory.
+        recipe: as it is asked for.
+        corpora: the parts of the text.
+        origin: a hash of the weights to go on from. Under which name they lie does not matter.
 
     Returns:
         Whether all is there that training needs, for these settings and this text.
@@ -99,11 +108,16 @@ def begin(run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus]) -> bool:
     }
     if Path(recipe.data.spans).is_file():
         text["spans"] = digest_file(Path(recipe.data.spans)).hex()
-    asked = {"requested": requested, "text": text}
+    asked = {"requested": requested, "text": text, "start": origin}
     record = read_json(run / _RECORD) if (run / _RECORD).is_file() else None
     learned = any((run / name).is_file() for name in ("checkpoints/last", "model.safetensors"))
     if record is not None and (learned or _same(record, asked)):
         _refuse_other_settings(run, record["requested"], requested)
+        if record.get("start", origin) != origin:
+            raise ConfigError(
+                f"{run} holds a run that went on from other weights than {recipe.start} has; give "
+                "the model it was started from to resume it, or choose another directory with -o"
+            )
         _refuse_other_text(run, record.get("text", text), text)
         return record["recipe"] is not None
     if record is not None and not _same(_of_text(record), _of_text(asked)):
@@ -128,6 +142,8 @@ def _refuse_other_settings(run: Path, recorded: Any, requested: Any) -> None:
     # Settings that came after the run was begun have their defaults.
     asked = from_dict(Recipe, recorded, where=str(run / _RECORD))
     before = json.loads(json.dumps(to_dict(asked)))
+    if None not in (requested["start"], before["start"]):  # known by its weights
+        before["start"] = requested["start"]
     if requested != before:
         raise ConfigError(
             f"{run} holds a run with other settings ({', '.join(_differences(requested, before))});"

@@ -4,22 +4,18 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from firth.device import Precision, compute_dtype, computing
-from firth.models import AWDLSTM, GPT
 from firth.models.heads import HEADS
-from firth.protocols import Batch, Encoding
+from firth.protocols import Batch, Context, Encoding
 from firth.text.batches import collate, length_batches
 
 T = TypeVar("T")
-
-Context = Literal["both", "left", "right"]
-"""Where a model looks when it reads a token."""
 
 BUDGET = {"cpu": 2048, "cuda": 65536}
 """Tokens a batch: on the CPU its activations should stay in the cache."""
@@ -52,10 +48,8 @@ class Engine:
     @property
     def context(self) -> Context:
         """Where the model looks when it reads a token: on both sides, before it or behind it."""
-        model = getattr(self.model, "body", self.model)  # of an adapted network
-        if isinstance(model, AWDLSTM):
-            return "right" if model.config.backward else "left"
-        return "left" if isinstance(model, GPT) and not model.config.bidirectional else "both"
+        model: Any = getattr(self.model, "body", self.model)  # of an adapted network
+        return model.context
 
     def logits(self, hidden: Tensor, **how: Any) -> Tensor:
         """(M, D) states to (M, V) scores, in float32: bfloat16 has steps of 0.06 at 8 to 16."""

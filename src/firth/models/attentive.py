@@ -18,7 +18,7 @@ from firth.models.checks import check_shape
 from firth.models.layers import Dropout, linear_cross_entropy, round_up
 from firth.models.recurrence import State, Steps
 from firth.models.recurrent import LSTMLayer
-from firth.protocols import Batch, Output
+from firth.protocols import Batch, Context, Output
 
 Attention = Literal["none", "additive", "dot", "general"]
 
@@ -222,6 +222,13 @@ class Seq2Seq(nn.Module):
         return linear_cross_entropy(
             hidden, self.output_matrix, None, targets, label_smoothing=label_smoothing
         )
+
+    @property
+    def context(self) -> Context:
+        """Where the encoder looks (see `protocols.Model`)."""
+        if self.config.bidirectional:
+            return "both"
+        return "right" if self.config.reverse else "left"
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: embeddings, each encoder layer, each decoder layer.

@@ -13,7 +13,7 @@ from firth.models.checks import check_shape
 from firth.models.layers import dropped, linear_cross_entropy, round_up
 from firth.models.recurrence import RecurrentCache, State, Steps, handed_on, taken_up
 from firth.models.recurrent import LSTMLayer
-from firth.protocols import Batch, Output
+from firth.protocols import Batch, Context, Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +165,11 @@ class AWDLSTM(nn.Module):
         dtype = activation_dtype(hidden.device)
         hidden = round_up(hidden if dtype is None else hidden.to(dtype))
         return linear_cross_entropy(hidden, self.output_matrix, self.bias, targets)
+
+    @property
+    def context(self) -> Context:
+        """See `protocols.Model`."""
+        return "right" if self.config.backward else "left"
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer."""

@@ -5,7 +5,7 @@ next-sentence prediction and SpanBERT are heads.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from firth.models.transformer import (
     parameters_by_depth,
     replace_top_layers,
 )
-from firth.protocols import Batch, Output
+from firth.protocols import Batch, Context, Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +154,8 @@ class Bert(nn.Module):
 
     "Truncated" draws again beyond two standard deviations, as TensorFlow's initialiser does.
     """
+
+    context: ClassVar[Context] = "both"
 
     def __init__(self, config: BertConfig, *, pooler: bool = True) -> None:
         super().__init__()

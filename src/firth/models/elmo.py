@@ -16,7 +16,7 @@ from firth.models.layers import Dropout, linear_cross_entropy, round_up
 from firth.models.recurrence import RecurrentCache, State, Steps, handed_on, taken_up
 from firth.models.recurrent import LSTMLayer
 from firth.models.sampled_softmax import log_uniform_counts, log_uniform_sample, sampled_loss
-from firth.protocols import Batch, Output, WordList
+from firth.protocols import Batch, Context, Output, WordList
 
 PAPER_FILTERS: Filters = (
     (1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024),
@@ -137,6 +137,7 @@ class Elmo(nn.Module):
     """
 
     reads_words: ClassVar[bool] = True
+    context: ClassVar[Context] = "both"
 
     def __init__(self, config: ElmoConfig) -> None:
         super().__init__()

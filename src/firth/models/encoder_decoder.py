@@ -31,7 +31,7 @@ from firth.models.transformer import (
     SelfAttention,
     replace_top_layers,
 )
-from firth.protocols import Batch, Output
+from firth.protocols import Batch, Context, Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +186,8 @@ class EncoderDecoder(nn.Module):
     The papers do not say; these are their published programs (tensorflow/tensor2tensor,
     google-research/text-to-text-transfer-transformer). Queries carry T5's missing 1/sqrt(K).
     """
+
+    context: ClassVar[Context] = "both"
 
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ from firth.models.transformer import (
     parameters_by_depth,
     replace_top_layers,
 )
-from firth.protocols import Batch, Output
+from firth.protocols import Batch, Context, Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +214,11 @@ class GPT(nn.Module):
         dtype = activation_dtype(hidden.device)
         hidden = round_up(hidden if dtype is None else hidden.to(dtype))
         return linear_cross_entropy(hidden, self.output_matrix, None, targets, weights=weights)
+
+    @property
+    def context(self) -> Context:
+        """See `protocols.Model`; of a batch that does not say."""
+        return "both" if self.config.bidirectional else "left"
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Parameters by depth: the embeddings, then each layer (the last with the final norm)."""

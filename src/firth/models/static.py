@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from firth.errors import ConfigError, UnsupportedError
 from firth.models.checks import check_shape
-from firth.protocols import Batch, Output, WordList
+from firth.protocols import Batch, Context, Output, WordList
 
 _FNV_BASIS, _FNV_PRIME = 2166136261, 16777619
 
@@ -64,6 +64,8 @@ class Static(nn.Module):
     (Bojanowski et al. 2017, section 3.2); `tokens` holds the finished vectors of known words, their
     n-grams included.
     """
+
+    context: ClassVar[Context] = "both"
 
     def __init__(self, config: StaticConfig) -> None:
         super().__init__()

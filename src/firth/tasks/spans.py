@@ -23,8 +23,16 @@ class Span(NamedTuple):
 
 
 def mark_spans(tags: Iterable[str]) -> bool:
-    """Whether tags are those of spans: O, or B, I, E, S, L or U with a hyphen and a type."""
+    """Whether tags are those of spans: O, and B, I, E, S, L or U with a hyphen and a type.
+
+    Letters alone may be names of classes as well (L for long, S for subject): they are those of
+    spans where B or I is among them, and O, or both.
+    """
     tags = set(tags)
+    letters = {tag for tag in tags if len(tag) == 1} - {"O"}
+    begun = letters & {"B", "I"}
+    if letters and not (begun and ("O" in tags or len(begun) == 2)):
+        return False
     return bool(tags - {"O"}) and all(map(_CHUNK_TAG.fullmatch, tags))
 
 

@@ -225,6 +225,8 @@ class Tagging:
         if not all(np.isfinite(rows).all() for rows in scores):
             return True
         answers = np.concatenate([rows.argmax(axis=1) for rows in scores])
+        if not len(answers):
+            return False
         if (answers != answers[0]).any():
             return False
         counts = Counter(tag for example in examples for tag in _tags(example))

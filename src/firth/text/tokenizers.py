@@ -61,10 +61,10 @@ class Tokenizer:
             raise CheckpointError(f"{where}: not a tokenizer.json: {error}") from error
         self._vocabulary = find_vocabulary(self._backend, config or {}, where)
         description = json.loads(self._json)
-        whole_words = description["model"].get("type") == "WordLevel"
+        self.whole_words = description["model"].get("type") == "WordLevel"
         self._cuts_words = cuts_words(description)
         self._truncating: dict[int, Backend] = {}
-        self._reader = WordReader(self._backend, self._vocabulary) if whole_words else None
+        self._reader = WordReader(self._backend, self._vocabulary) if self.whole_words else None
         self._config = self._plain_config() if config is None else config
 
     @classmethod

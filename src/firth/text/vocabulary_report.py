@@ -1,6 +1,5 @@
 """What a vocabulary makes of a text: how finely it cuts, what it does not know, what it loses."""
 
-import json
 import logging
 import unicodedata
 from collections import Counter
@@ -152,8 +151,7 @@ def vocabulary_report(
 
 
 def _warn_of_unknown(report: VocabularyReport, tokenizer: Tokenizer) -> None:
-    whole_words = json.loads(tokenizer.to_json())["model"].get("type") == "WordLevel"
-    if report.unknown_character_share > MOST_UNKNOWN and not whole_words:
+    if report.unknown_character_share > MOST_UNKNOWN and not tokenizer.whole_words:
         logger.warning(
             "%.1f%% of the characters are in words that the vocabulary does not know, and are lost "
             "to the model; use a tokenizer of the kind bpe or unigram, a larger vocabulary, or "

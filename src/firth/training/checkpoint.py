@@ -119,12 +119,6 @@ def _load_parameters(model: nn.Module, saved: dict[str, Tensor]) -> None:
         raise KeyError(f"missing {sorted(missing)}, unexpected {sorted(unexpected)}")
 
 
-def load_weights(path: Path, *, averaged: bool) -> dict[str, Tensor]:
-    """The weights of a checkpoint, the averaged ones if asked for and kept."""
-    average = path / "average.safetensors"
-    return load_file(average if averaged and average.is_file() else path / "model.safetensors")
-
-
 def _carried(state: State) -> dict[str, Tensor]:
     """What a recurrent model hands on from one training step to the next."""
     return getattr(state.model, "carried", {True: {}})[True]

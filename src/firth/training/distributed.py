@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from firth.errors import ConfigError
+
 _BUCKET_ELEMENTS = 1 << 22
 
 _PATIENCE = timedelta(days=2)
@@ -33,10 +35,18 @@ def join(device: torch.device) -> tuple[Ranks, torch.device]:
 
     Returns:
         This process's rank, and its own device.
+
+    Raises:
+        ConfigError: if the environment speaks of several processes and not of this one's rank.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks(), device
+    if "RANK" not in os.environ:
+        raise ConfigError(
+            f"the environment has WORLD_SIZE={world} and no RANK; start all processes with "
+            "torchrun, or unset WORLD_SIZE to train in one"
+        )
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
         device = torch.device("cuda", local)

@@ -167,8 +167,9 @@ def _consume(
             record["seconds"] = before + time.perf_counter() - begin
             last = step.step == run.total_steps
             stopped = agree(bool(stop), run.ranks, device)
-            if tracker and (step.step % training.log_every == 0 or last):
-                tracker.write(_log(window, state, run, record["seconds"]))
+            if step.step % training.log_every == 0 or last:
+                if tracker:
+                    tracker.write(_log(window, state, run, record["seconds"]))
                 window.clear()
             better = False
             # Also where the run is to stop: taken up again it begins behind this step.
