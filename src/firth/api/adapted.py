@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,10 +24,9 @@ from firth.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    DivergedError,
     UnsupportedError,
 )
-from firth.inference.forward import Engine
+from firth.inference.forward import Engine, check_numbers
 from firth.interop.files import ADAPTED, TASK_NETWORK, write_model
 from firth.interop.huggingface import (
     LoadedModel,
@@ -105,22 +103,22 @@ class AdaptedModel:
         For tags a `Tagged` for each list of words, or for each string, which is cut into words.
 
         Raises:
-            DivergedError: if a score is not finite.
+            DivergedError: if a score is no number.
         """
         if isinstance(texts, str):
             raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
         examples = [self.task.example(text) for text in texts]
-        return self.task.decode(_finite(self.scores(examples)), examples)
+        return self.task.decode(_numbers(self.scores(examples)), examples)
 
     def evaluate(self, examples: Sequence[Example] | str | Path) -> Report:
         """Metrics on labelled examples, or on a labelled file.
 
         Raises:
             DataError: if the file cannot be read, or there is nothing to measure on.
-            DivergedError: if a score is not finite.
+            DivergedError: if a score is no number.
         """
         examples = labelled_examples(self.task, examples)
-        if not any(map(len, scores := _finite(self.scores(examples)))):
+        if not any(map(len, scores := _numbers(self.scores(examples)))):
             what = "examples" if not examples else f"words in the {len(examples)} sentences"
             raise DataError(f"there are no {what} to evaluate on; expected at least one")
         return self.task.evaluate(scores, examples)
@@ -192,12 +190,9 @@ class AdaptedModel:
         write_text(path / RECORD, json.dumps(record, indent=1))
 
 
-def _finite(scores: Scores) -> Scores:
-    if not all(np.isfinite(rows).all() for rows in scores):
-        raise DivergedError(
-            "the model gives scores that are no numbers: its training diverged, or its weights are "
-            "damaged; adapt again with a lower learning rate, or load another copy"
-        )
+def _numbers(scores: Scores) -> Scores:
+    for rows in scores:
+        check_numbers(torch.as_tensor(rows))
     return scores
 
 

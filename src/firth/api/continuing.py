@@ -1,9 +1,7 @@
 """Going on from a trained model instead of from random weights."""
 
-import hashlib
 import logging
 
-import torch
 from torch import nn
 
 from firth.api.language_model import LanguageModel
@@ -44,15 +42,6 @@ def check_words(recipe: Recipe, tokenizer: Tokenizer) -> None:
             f"the recipe {recipe.name} is of whole words, and the tokenizer that was given cuts "
             "them into pieces; leave it out, or train one with kind='word' or 'whitespace'"
         )
-
-
-def weights_digest(model: nn.Module) -> str:
-    """A hash of all weights, by their names."""
-    total = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return total.hexdigest()
 
 
 def own_tokenizer(start: LanguageModel, name: str, given: Tokenizer | None = None) -> Tokenizer:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from firth.config import from_dict
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.beam_search import beam_search
 from firth.inference.generation import Continuation, Decoding, Ended, Stop, continuations
@@ -60,10 +61,23 @@ class _Prompts:
         return _Prompts([self.ids[i] for i in places], sources)
 
 
+def decoding(settings: Mapping[str, Any]) -> Decoding:
+    """The settings of `generate` by name.
+
+    Raises:
+        ConfigError: for a name that is none, with the likeliest one.
+    """
+    return from_dict(Decoding, settings)
+
+
 def generate_texts(
-    lm: LanguageModel, texts: Sequence[str], how: Decoding, stop: Sequence[str]
+    lm: LanguageModel, given: str | Iterable[str], how: Decoding, stop: Sequence[str]
 ) -> list[Generated]:
     """A continuation of each text, or what an encoder-decoder writes for it; see `generate`."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Iterable):
+        raise ConfigError(f"expected a text or a list of texts, found {given!r}")
+    texts = list(texts)
     prompts = _prompts(lm, texts, how)
     order = np.argsort([len(one) for one in prompts.sources or prompts.ids], kind="stable")
     found: list[Continuation] = [Continuation() for _ in texts]

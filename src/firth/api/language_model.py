@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from firth.api.generating import Generated, generate_texts, stream_text
+from firth.api.generating import Generated, decoding, generate_texts, stream_text
 from firth.api.neighbours import Neighbours, find_neighbours, index_words, weights_hash
 from firth.api.word_vectors import save_word_vectors, word_similarity
 from firth.device import Precision
@@ -26,7 +26,6 @@ from firth.inference.embedding import (
     word_vectors,
 )
 from firth.inference.forward import Engine
-from firth.inference.generation import Decoding
 from firth.inference.minimal_pairs import (
     baseline_differences,
     encode_pairs,
@@ -327,14 +326,12 @@ class LanguageModel:
         Raises:
             UnsupportedError: if the model has no decoder, or a prompt leaves no room in its window.
         """
-        single = isinstance(texts, str)
-        prompts = [texts] if isinstance(texts, str) else list(texts)
-        found = generate_texts(self, prompts, Decoding(**settings), stop)
-        return found[0] if single else found
+        found = generate_texts(self, texts, decoding(settings), stop)
+        return found[0] if isinstance(texts, str) else found
 
     def stream(self, text: str, *, stop: Sequence[str] = (), **settings: Any) -> Iterator[str]:
         """Continues one text, piece by piece as it comes."""
-        return stream_text(self, text, Decoding(**settings), stop)
+        return stream_text(self, text, decoding(settings), stop)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Writes a model directory that `firth.load` and, for stock shapes, `transformers` read.
@@ -363,8 +360,9 @@ class LanguageModel:
     def _require_head(self, use: str) -> None:
         if not self.lm_head:
             raise UnsupportedError(
-                f"{self.path}: {use} needs the masked-LM head, which this directory does not hold; "
-                "load the language model it was made from (embed and hidden_states work)"
+                f"{self.path or 'this model'}: {use} needs the language-model head, which is not "
+                "there; load the model that it was made from, or pre-train one (embed and "
+                "hidden_states work)"
             )
 
     def encode(self, texts: Sequence[Text], *, whole: bool = False) -> list[Encoding]:

@@ -16,7 +16,6 @@ from firth.api.continuing import (
     check_words,
     copy_weights,
     own_tokenizer,
-    weights_digest,
 )
 from firth.api.language_model import LanguageModel, show_words
 from firth.api.model_card import is_recurrent, keep_card, model_card
@@ -131,7 +130,7 @@ def pretrain(
     ranks, torch_device = _join(recipe, device)
     with only_writer(run) if ranks.first else nullcontext():
         if ranks.first:
-            origin = start and weights_digest(start.model)
+            origin = start and start.weights_hash
             _prepare(run, recipe, corpus, valid, tokenizer, origin)
         wait(ranks)
         _train(run, _How(ranks, torch_device, tensorboard, resume_hint, start))
@@ -223,6 +222,7 @@ def _train_tokenizer(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus) -> Tok
         lowercase=settings.lowercase,
         strip_accents=settings.strip_accents,
         max_bytes=settings.max_bytes,
+        min_frequency=settings.min_frequency,
         sentinels=settings.sentinels,
     )
     for name, value in vocabulary_report(tokenizer, some_texts(valid, _REPORTED)).rows():

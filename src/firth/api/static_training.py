@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from firth import __version__
@@ -272,7 +273,13 @@ def _resume(job: _Job, learning: Learner) -> dict[str, Any]:
     if path is None:
         return {"step": 0, "tokens": 0, "seconds": 0.0}
     record = checkpoint.read_record(path)
-    saved = load_file(path / _WEIGHTS)
+    try:
+        saved = load_file(path / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path / _WEIGHTS}: {error}; it is cut short or damaged: delete {path.parent} to "
+            "begin anew from the token files"
+        ) from error
     for name, array in learning.arrays.items():
         if name not in saved or saved[name].shape != array.shape:
             raise CheckpointError(f"{path}: {name} is missing or has another shape")

@@ -50,8 +50,8 @@ def vocabulary_vectors(lm: LanguageModel) -> tuple[list[str], np.ndarray]:
     """
     if not isinstance(lm.model, Static):
         raise UnsupportedError(
-            f"{lm.path}: its vectors depend on the context, so a word has no one vector; "
-            "firth embed --unit word gives those of the words of texts"
+            f"{lm.path or 'this model'}: its vectors depend on the context, so a word has no one "
+            "vector; firth embed --unit word gives those of the words of texts"
         )
     special = set(lm.tokenizer.vocabulary.special)
     ids = [i for i in range(lm.model.config.vocab_size) if i not in special]

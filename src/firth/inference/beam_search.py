@@ -43,20 +43,17 @@ class _Search:
     open: list[_Hypothesis] = field(default_factory=lambda: [_Hypothesis(0.0)])
     closed: list[_Hypothesis] = field(default_factory=list)
 
-    def advance(
-        self, scores: Tensor, how: Decoding, ends: Collection[int]
-    ) -> list[tuple[int, int]]:
+    def advance(self, logs: Tensor, how: Decoding, ends: Collection[int]) -> list[tuple[int, int]]:
         """Adds a token to each open hypothesis in the best ways.
 
         Args:
-            scores: (hypotheses, V) of the next token.
+            logs: (hypotheses, V) log probabilities of the next token.
             how: the settings.
             ends: tokens that close a text.
 
         Returns:
             The row that each open hypothesis goes on from, and its new token; none at the end.
         """
-        logs = torch.log_softmax(scores, dim=-1)
         history = (tokens_of_text(self.prompt, one.ids, ends) for one in self.open)
         ranked = penalised(logs, history, how.repetition_penalty).cpu().double()
         totals = torch.tensor([one.total for one in self.open], dtype=torch.float64)
@@ -136,7 +133,7 @@ def beam_search(
         rows, tokens, going = [], [], []
         for one, end in zip(alive, borders.tolist(), strict=True):
             begin = end - len(one.open)
-            went = one.advance(reader.scores[begin:end], how, ends)
+            went = one.advance(reader.logs[begin:end], how, ends)
             rows += [begin + row for row, _ in went]
             tokens += [token for _, token in went]
             going += [one] if went else []

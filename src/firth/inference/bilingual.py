@@ -118,8 +118,7 @@ def precision_at_1(
     Raises:
         DataError: if no pair has both its words among those with vectors.
     """
-    rows = {word: i for i, word in enumerate(source_words)}
-    columns = {word: i for i, word in enumerate(target_words)}
+    rows, columns = _places(source_words, source), _places(target_words, target)
     right: dict[int, set[int]] = {}
     missing = 0
     for first, second in pairs:
@@ -151,8 +150,7 @@ def pairs_with_vectors(
     Raises:
         DataError: if there is none.
     """
-    rows = {word: i for i, word in enumerate(source_words)}
-    columns = {word: i for i, word in enumerate(target_words)}
+    rows, columns = _places(source_words, source), _places(target_words, target)
     both = [(rows[a], columns[b]) for a, b in pairs if a in rows and b in columns]
     if not both:
         raise DataError(
@@ -160,6 +158,11 @@ def pairs_with_vectors(
         )
     first, second = np.array(both).T
     return source[first], target[second]
+
+
+def _places(words: Sequence[str], vectors: np.ndarray) -> dict[str, int]:
+    """The rows of the words that have a vector: zeros are of words that the text lacked."""
+    return {words[row]: row for row in np.flatnonzero(np.any(vectors, axis=1)).tolist()}
 
 
 def build_dictionary(

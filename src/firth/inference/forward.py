@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from firth.device import Precision, compute_dtype, computing
+from firth.errors import DivergedError
 from firth.models.heads import HEADS
 from firth.protocols import Batch, Context, Encoding
 from firth.text.batches import collate, length_batches
@@ -104,6 +105,19 @@ class Engine:
                 kept = compute(chosen, batch)
             self.model.train(was_training)
             yield chosen, batch, kept
+
+
+def check_numbers(values: Tensor) -> None:
+    """Refuses what a diverged model gives.
+
+    Raises:
+        DivergedError: if there is a NaN.
+    """
+    if values.isnan().any():
+        raise DivergedError(
+            "the model gives scores that are no numbers: its training diverged, or its weights are "
+            "damaged; train again with a lower learning rate, or load another copy"
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from firth.config import check_types
 from firth.device import computing
 from firth.errors import ConfigError
-from firth.inference.forward import Engine
+from firth.inference.forward import Engine, check_numbers
 from firth.inference.packing import packed_for
 from firth.models.cache import Cache
 from firth.protocols import Batch
@@ -120,12 +120,10 @@ def continuations(
     reader = Reader(engine, prompts, room, sources, size=size, backward=how.backward)
     alive = list(range(len(prompts)))
     while alive:
-        scores = reader.scores
-        logs = torch.log_softmax(scores, dim=-1)
         history = (tokens_of_text(prompts[i], found[i].ids, ends) for i in alive)
         uniforms = np.array([randoms[i].random() if how.temperature else 0.0 for i in alive])
-        chosen = choose(scores, history, uniforms, how)
-        taken = logs.gather(1, chosen[:, None]).squeeze(1).tolist()
+        chosen = choose(reader.scores, history, uniforms, how)
+        taken = reader.logs.gather(1, chosen[:, None]).squeeze(1).tolist()
         for i, token, log in zip(alive, chosen.tolist(), taken, strict=True):
             stops = token not in ends and stop(prompts[i], [*found[i].ids, token])
             _extend(found[i], token, log, token in ends, stops, how, room - len(prompts[i]))
@@ -206,7 +204,10 @@ _STEPS_ALIKE = 8
 
 
 class Reader:
-    """The scores of the next token of several texts, kept up to date token by token."""
+    """The scores of the next token of several texts, kept up to date token by token.
+
+    `scores` and `logs` are (B, size): of rows that no token has only the log probabilities know.
+    """
 
     def __init__(
         self,
@@ -228,7 +229,7 @@ class Reader:
             batch = replace(batch, prefix=batch.starts.diff())
         if sources is not None:
             batch = replace(batch, source=collate([one.astype(np.int64) for one in sources]))
-        self.scores = self._run(batch, (batch.starts[1:] - 1).to(engine.device))
+        self._run(batch, (batch.starts[1:] - 1).to(engine.device))
 
     def read(self, rows: Sequence[int], tokens: Tensor) -> None:
         """Goes on with these texts, each with one more token."""
@@ -240,12 +241,19 @@ class Reader:
         elif self.steps == _STEPS_ALIKE:
             self.model = packed_for(self.engine.model, before)
         self.steps += 1
-        self.scores = self._run(Batch(input_ids=tokens, starts=torch.arange(len(rows) + 1)), None)
+        self._run(Batch(input_ids=tokens, starts=torch.arange(len(rows) + 1)), None)
 
-    def _run(self, batch: Batch, at: Tensor | None) -> Tensor:
-        """(B, V) scores after the tokens at `at`, or after all."""
+    def _run(self, batch: Batch, at: Tensor | None) -> None:
+        """Takes the scores after the tokens at `at`, or after all.
+
+        Raises:
+            DivergedError: if they are no numbers.
+        """
         engine = self.engine
         with torch.inference_mode(), computing(engine.dtype, engine.device):
             last = self.model(batch.to(engine.device), cache=self.cache).last
             states = last if at is None else last[at]
-            return replace(engine, model=self.model).logits(states, **self.how)[:, : self.size]
+            scores = replace(engine, model=self.model).logits(states, **self.how)
+            logs = torch.log_softmax(scores, dim=-1)
+        check_numbers(logs[:, 0])
+        self.scores, self.logs = scores[:, : self.size], logs[:, : self.size]

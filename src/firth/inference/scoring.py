@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.blanks import blank_scores, blank_states, blank_token
-from firth.inference.forward import Engine, Window, windows
+from firth.inference.forward import Engine, Window, check_numbers, windows
 from firth.protocols import Batch, Encoding, Tokenizer
 
 _TOGETHER = 1 << 24
@@ -28,6 +29,7 @@ class Filled:
     token: str
     """As text; what goes on with a word begins with ## where the vocabulary marks it so."""
     probability: float
+    """Among the tokens that a text is made of: special tokens are left out of the softmax."""
     text: str
     """The text with the blank filled in."""
     token_id: int
@@ -78,11 +80,12 @@ def fill(
         independently of each other.
 
     Raises:
-        ConfigError: if `top_k` is less than one.
+        ConfigError: if `top_k` is no whole number, or less than one.
         UnsupportedError: if a text has no mask, or is longer than the model's window.
+        DivergedError: if the model's scores are no numbers.
     """
-    if top_k < 1:
-        raise ConfigError(f"top_k is {top_k}; expected at least 1")
+    if not isinstance(top_k, Integral) or top_k < 1:
+        raise ConfigError(f"top_k is {top_k}; expected a whole number of at least 1")
     vocabulary = tokenizer.vocabulary
     blank = blank_token(engine.model, vocabulary)
     mask = tokenizer.token(blank)
@@ -107,6 +110,7 @@ def fill(
         logits[:, [i for i in vocabulary.special if i < logits.shape[1]]] = -torch.inf
         logits[:, vocabulary.size :] = -torch.inf  # rows that no token has
         best = torch.softmax(logits, dim=-1).topk(count)
+        check_numbers(best.values)
         owners = torch.bucketize(at.cpu(), batch.starts, right=True) - 1
         return owners, best.values, best.indices
 

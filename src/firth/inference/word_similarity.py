@@ -68,6 +68,11 @@ def analogy(
         ConfigError: for a word that has no vector.
     """
     rows = [_row(words, word) for word in (a, b, c)]
+    for row in rows:
+        if not vectors[row].any():
+            raise ConfigError(
+                f"{words[row]!r} has no vector: the text that they were learned from lacks it"
+            )
     first, second, third = unit_rows(vectors[rows])
     return nearest_words(vectors, words, second - first + third, top_k, without=(a, b, c))
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from firth.atomic import write_file, write_text
-from firth.config import read_json
-from firth.errors import CheckpointError, UnsupportedError
+from firth.config import check_types, read_json
+from firth.errors import CheckpointError, ConfigError, UnsupportedError
 from firth.models.elmo import Elmo, ElmoConfig
 
 OPTIONS = "options.json"
@@ -29,7 +29,7 @@ def is_published_elmo(directory: Path) -> bool:
 
 
 def read_elmo(directory: Path) -> Elmo:
-    """The network of a directory, in evaluation mode; its softmax was not published.
+    """The network of a directory, in evaluation mode; such files hold no softmax.
 
     Raises:
         CheckpointError: if a file is damaged, or an option or weight is missing or of another
@@ -46,9 +46,10 @@ def read_elmo(directory: Path) -> Elmo:
     try:
         with _h5py().File(path, "r") as file:
             tensors = _our_tensors(config, file, path)
-    except OSError as error:
+    except (OSError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{path}: {error}; it is cut short, or damaged: copy or download it again"
+            f"{path}: {error}; it is cut short, damaged or of another network: copy or download it "
+            "again"
         ) from error
     with torch.device("meta"):
         model = Elmo(config)
@@ -97,9 +98,13 @@ def _config(options: dict[str, Any], where: str) -> ElmoConfig:
     if "char_cnn" not in options:
         raise UnsupportedError(f"{where}: a network without char_cnn, which is not read")
     try:
-        return _shape(options["char_cnn"], options["lstm"])
+        config = _shape(options["char_cnn"], options["lstm"])
+        check_types(config)
     except KeyError as error:
         raise CheckpointError(f"{where}: {error} is missing") from error
+    except (TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{where}: not the options of an ELMo: {error}") from error
+    return config
 
 
 def _shape(cnn: dict[str, Any], lstm: dict[str, Any]) -> ElmoConfig:

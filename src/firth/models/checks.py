@@ -21,7 +21,16 @@ _SIZES = (
     "num_layers",
     "num_decoder_layers",
 )
-_COUNTS = ("num_segments", "position_offset", "local_window", "boundary_places")
+_COUNTS = (
+    "num_segments",
+    "position_offset",
+    "local_window",
+    "boundary_places",
+    "num_highway",
+    "samples",
+    "cell_clip",
+    "projection_clip",
+)
 _POSITIVE = ("rotary_base", "rotary_base_global", "norm_eps")
 
 

@@ -63,6 +63,11 @@ class ElmoConfig:
 
     def __post_init__(self) -> None:
         check_shape(self)
+        if not self.filters or min(min(one) for one in self.filters) < 1:
+            raise ConfigError(
+                f"filters is {self.filters}; expected pairs of a width and a number, at least 1 "
+                "each, such as ((1, 32), (2, 64))"
+            )
         widest = max(3, *(width for width, _ in self.filters))
         if self.max_characters < widest:
             raise ConfigError(

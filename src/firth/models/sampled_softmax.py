@@ -95,9 +95,10 @@ def sampled_loss(
 ) -> Tensor:
     """Summed cross-entropy of each target against the drawn words alone, in nats.
 
-    The score of word k is h w_k + b_k - log E[count of k in the sample], which makes the expected
-    gradient that of the full softmax (Jean et al. 2015, eq. 8 and 9); a drawn word that is the
-    target does not count against it.
+    The score of word k is h w_k + b_k - log E[count of k in the sample], so that the sum over the
+    drawn words estimates that over all (Jean et al. 2015, eq. 8 and 9). The gradient is that of the
+    full softmax as the sample grows, and biased below. A drawn word that is the target does not
+    count against it.
 
     Args:
         hidden: (M, D).

@@ -6,6 +6,7 @@ is the mathematics: hyper-parameters, which words are kept and drawn, and the lo
 and CBOW as PyTorch computes them, against which the loops are tested.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -146,10 +147,11 @@ class GloVe:
     spare: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.x_max <= 0 or self.lr <= 0:
+        positive = 0 < self.x_max < math.inf and 0 < self.lr < math.inf
+        if self.window < 1 or not positive or not 0 <= self.alpha < math.inf:
             raise ConfigError(
-                f"GloVe: window {self.window}, x_max {self.x_max}, lr {self.lr}; expected window "
-                ">= 1, x_max > 0 and lr > 0"
+                f"GloVe: window {self.window}, x_max {self.x_max}, lr {self.lr}, alpha "
+                f"{self.alpha}; expected window >= 1, x_max > 0, lr > 0 and alpha >= 0"
             )
 
     def for_validation(self) -> "GloVe":
@@ -174,13 +176,18 @@ def check_window(objective: SkipGram | CBOW) -> None:
     Raises:
         ConfigError: naming them.
     """
-    if objective.window < 1 or objective.negatives < 1 or objective.lr <= 0:
+    if objective.window < 1 or objective.negatives < 1 or not 0 < objective.lr < math.inf:
         raise ConfigError(
             f"{type(objective).__name__}: window {objective.window}, negatives "
             f"{objective.negatives}, lr {objective.lr}; expected at least 1, at least 1, and more "
             "than 0"
         )
-    if objective.subsample < 0:
+    if not 0 <= objective.power < math.inf:
+        raise ConfigError(
+            f"{type(objective).__name__}.power is {objective.power}, expected 0 (all words alike) "
+            "or more, such as 0.75"
+        )
+    if not objective.subsample >= 0:
         raise ConfigError(
             f"{type(objective).__name__}.subsample is {objective.subsample}, expected 0 (keep all) "
             "or a relative frequency such as 0.001"

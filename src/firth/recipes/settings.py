@@ -15,6 +15,7 @@ from firth.models import (
     GPTConfig,
     ModelConfig,
     Seq2SeqConfig,
+    StaticConfig,
 )
 from firth.objectives import (
     CausalLM,
@@ -55,6 +56,8 @@ class TokenizerSettings:
     strip_accents: bool = False
     max_bytes: int = 1_000_000_000
     """Most text to learn from; of more, documents spread evenly over all are taken."""
+    min_frequency: int = 2
+    """How often a word, or a pair of pieces, must be seen to get an entry."""
     sentinels: int = 0
     """Tokens that stand for what is taken out of a text (T5)."""
 
@@ -351,6 +354,8 @@ def _without_effect(
         )
     if isinstance(objective, SequenceToSequence) and "packing" in settings.get("data", ()):
         yield "data.packing", "sequences are the pairs"
+    if isinstance(model, StaticConfig) and not model.buckets:
+        idle |= dict.fromkeys(("min_n", "max_n"), "without buckets there are no n-grams")
     if isinstance(model, Seq2SeqConfig):
         idle["reverse"] = "additive attention reads both ways" if model.bidirectional else ""
     if "spans" in settings.get("data", ()) and not _masks_spans(objective):

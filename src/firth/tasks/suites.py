@@ -8,6 +8,7 @@ import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -63,7 +64,7 @@ def read_suite(
     """
     if suite not in _COLUMNS:
         raise ConfigError(f"suite {suite!r}; expected one of {', '.join(_COLUMNS)}")
-    if limit is not None and limit < 1:
+    if limit is not None and not (isinstance(limit, Integral) and limit >= 1):
         raise ConfigError(f"limit {limit}; expected at least 1 pair a paradigm, or no limit")
     taken: dict[str, list[MinimalPair]] = {}
     for file in _files(Path(path), suite):
