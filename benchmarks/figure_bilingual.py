@@ -17,6 +17,7 @@ from timing import run
 
 import firth
 from firth.api.word_vectors import vocabulary_vectors
+from firth.device import prepare_process
 from firth.inference.bilingual import (
     build_dictionary,
     pairs_with_vectors,
@@ -75,8 +76,10 @@ def main() -> None:
     options.add_argument("--runs", type=Path, default=Path("runs/bilingual"))
     options.add_argument("--recipes", nargs="+", default=["word2vec", "fasttext"])
     options.add_argument("--results", type=Path, default=None)
+    options.add_argument("--threads", type=int, default=2)
     given = options.parse_args()
-    given.threads, given.quick = 2, False
+    given.quick = False
+    prepare_process(given.threads)
     rows, record = [], {}
     for recipe in given.recipes:
         found = [precisions(given.folder, recipe, seed, given.runs) for seed in SEEDS]

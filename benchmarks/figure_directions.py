@@ -5,9 +5,9 @@
 The network is that of the recipe `hybrid`. "left to right" learns the next token alone and reads
 left to right on the task, too; "masked" learns blanks alone and reads in both directions. Each is
 pre-trained anew for every seed on `english-10m`, and fine-tuned on SST-2 (2,000 labels) and CoLA
-(all), with the same seed. Test sets are the published dev parts; 500 sentences of the training part
-are set aside to stop on. Writes benchmarks/results/directions.{json,md} after every score; scores
-that are there, of as many tokens, are not measured again, and models in RUNS are used again.
+(8,000), with the same seed. Test sets are the published dev parts; 500 sentences of the training
+part are set aside to stop on. Writes benchmarks/results/directions.{json,md} after every score;
+scores that are there, of as many tokens, are not measured again, and models in RUNS are used again.
 """
 
 import argparse
@@ -86,17 +86,17 @@ def pretrained(reading: str, seed: int, options: argparse.Namespace) -> firth.La
     )
 
 
-def known(tokens: int) -> list[dict[str, Any]]:
+def known() -> list[dict[str, Any]]:
     """The scores that were measured before."""
     file = RESULTS / "directions.json"
-    rows = json.loads(file.read_text()) if file.is_file() else []
-    return [row for row in rows if row["tokens"] == tokens]
+    return json.loads(file.read_text()) if file.is_file() else []
 
 
-def write(rows: list[dict[str, Any]]) -> None:
-    """The scores, and a table of their means and intervals."""
+def write(rows: list[dict[str, Any]], tokens: int) -> None:
+    """All scores, and a table of the means and intervals of those after so many tokens."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "directions.json").write_text(json.dumps(rows, indent=1) + "\n")
+    rows = [row for row in rows if row["tokens"] == tokens]
     lines = ["| | " + " | ".join(TASKS) + " | seeds |", "| --- |" + " --- |" * (len(TASKS) + 1)]
     for reading in READINGS:
         found = {
@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     prepare_process(options.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    rows = known(options.tokens)
+    rows = known()
     for seed, reading in itertools.product(range(options.seeds), READINGS):
         for name in TASKS:
             what = {"tokens": options.tokens, "reading": reading, "task": name, "seed": seed}
@@ -128,7 +128,7 @@ def main() -> None:
             score = fine_tuned(pretrained(reading, seed, options), name, options.data, seed)
             print(reading, seed, name, score, flush=True)
             rows.append({**what, "score": score})
-            write(rows)
+            write(rows, options.tokens)
 
 
 if __name__ == "__main__":

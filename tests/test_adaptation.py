@@ -803,3 +803,24 @@ def test_files_to_predict_begin_as_the_labelled_one_did(lm, tmp_path):
     adapted = firth.adapt(lm, task, tmp_path / "train.tsv", replace(FROZEN, epochs=1))
     (only,) = adapted.task.read(tmp_path / "new.tsv", labelled=False)
     assert only.texts == ("a text",)
+
+
+def test_nothing_to_evaluate_on_is_an_error(lm):
+    adapted = firth.adapt(
+        lm, task_of("single"), examples_of("single", 0, 30), FineTuning(epochs=1, restarts=0)
+    )
+    assert adapted.predict([]) == []
+    with pytest.raises(DataError, match="no examples to evaluate on"):
+        adapted.evaluate([])
+
+
+def test_scores_that_are_no_numbers_are_refused(lm):
+    adapted = firth.adapt(
+        lm, task_of("single"), examples_of("single", 0, 30), FineTuning(epochs=1, restarts=0)
+    )
+    with torch.no_grad():
+        adapted.network.head.out.bias[0] = math.nan
+    with pytest.raises(DivergedError, match="no numbers"):
+        adapted.predict(["a text"])
+    with pytest.raises(DivergedError, match="no numbers"):
+        adapted.evaluate(examples_of("single", 1, 4))

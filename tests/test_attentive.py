@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import firth
 from firth.adaptation import FineTuning
+from firth.api.adapted import family_head
 from firth.errors import ConfigError
 from firth.inference.beam_search import beam_search
 from firth.inference.forward import Engine
@@ -505,3 +506,25 @@ def test_a_direction_that_nobody_reads_in_is_named(attention, idle, caplog):
     with caplog.at_level(logging.WARNING, logger="firth"):
         firth.recipe("seq2seq").with_settings(chosen)
     assert ("reads both ways" in caplog.text) == idle
+
+
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [("additive", "both"), ("general", "right"), ("general, read forwards", "left")],
+)
+def test_an_encoder_looks_where_it_says(name, context):
+    """Windows of long texts, and the head of a task, go by it."""
+    model = random_model(name)
+    assert model.context == Engine.of(model, "float32", 64).context == context
+    ids = torch.tensor([4, 9, 12, 7, 5])
+    changed = {"left": ids.clone(), "right": ids.clone()}
+    changed["left"][0] = changed["right"][-1] = 17
+    with torch.no_grad():
+        states = {
+            side: model(Batch(input_ids=one, starts=torch.tensor([0, 5]))).last[2]
+            for side, one in {"as it was": ids, **changed}.items()
+        }
+    seen = {side for side in changed if not torch.equal(states[side], states["as it was"])}
+    assert seen == ({"left", "right"} if context == "both" else {context})
+    last = {"both": "mean", "right": "first", "left": "last"}[context]
+    assert family_head(model, Classification(labels=("a", "b")), FineTuning()).pooling == last

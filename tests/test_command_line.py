@@ -309,6 +309,8 @@ def test_adaptations_say_which_settings_are_idle(tiny_run, tables, said):
         (("frozen", "--hidden-size", "9"), "hidden_size has no effect: task_network is the head"),
         (("frozen", "--layers", "last", "--mix-penalty", "1"), "mix_penalty has no effect"),
         (("gradual", "--no-slanted", "--cut", "0.5"), "cut has no effect: the rate is constant"),
+        (("gradual", "--pooling", "mean"), "pooling has no effect: concat_pooling is on"),
+        (("finetune", "--task-network", "rnn", "--pooling", "last"), "pooling has no effect"),
     ):
         _, _, err = said(*command, *how, *short)
         assert idle in err

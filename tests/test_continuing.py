@@ -1,5 +1,6 @@
 """Going on from a trained model: what is kept of it."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -109,3 +110,35 @@ def test_rows_beyond_the_tokenizer_are_kept(tiny_run, corpus, tmp_path):
     wordless = firth.LanguageModel(body, firth.Tokenizer.of_words([]))
     with pytest.raises(ConfigError, match="has no words"):
         firth.pretrain(recipe, corpus, tmp_path / "wordless", start=wordless)
+
+
+def test_what_is_given_is_checked_before_anything_is_written(tiny_run, corpus, tmp_path):
+    recipe = firth.recipe("bert", size="tiny").with_settings(QUICK)
+    start = firth.load(tiny_run)
+    other = firth.Tokenizer.train(["another vocabulary"] * 9, vocab_size=60)
+    words = firth.recipe("word2vec", size="tiny").with_settings({"training.epochs": 1})
+    for chosen, given, message in (
+        (recipe, {"start": tiny_run}, "expected a language model"),
+        (recipe, {"tokenizer": str(tiny_run)}, "expected a firth.Tokenizer"),
+        (recipe, {"start": start, "tokenizer": other}, "is not that of"),
+        (words, {"tokenizer": start.tokenizer}, "of whole words"),
+        (firth.recipe("elmo", size="tiny"), {"tokenizer": start.tokenizer}, "of whole words"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            firth.pretrain(chosen, corpus, tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+    model = firth.pretrain(
+        recipe, corpus, tmp_path / "run", start=start, tokenizer=firth.Tokenizer.load(tiny_run)
+    )
+    assert model.tokenizer.content_hash == start.tokenizer.content_hash
+
+
+def test_a_start_is_known_by_its_weights_not_by_its_name(tiny_run, corpus, tmp_path):
+    recipe = firth.recipe("bert", size="tiny").with_settings(QUICK)
+    shutil.copytree(tiny_run, tmp_path / "moved")
+    first = firth.pretrain(recipe, corpus, tmp_path / "run", start=firth.load(tiny_run))
+    moved = firth.load(tmp_path / "moved")
+    again = firth.pretrain(recipe, corpus, tmp_path / "run", start=moved)
+    assert again.weights_hash == first.weights_hash
+    with pytest.raises(ConfigError, match="went on from other weights"):
+        firth.pretrain(recipe, corpus, tmp_path / "run", start=first)

@@ -264,3 +264,12 @@ def test_an_output_matrix_that_training_changed_is_kept(tmp_path, caplog):
     assert "both are kept" in caplog.text
     last = model(random_batch()).last
     assert torch.allclose(model.logits(last), last @ changed.T, atol=1e-4)
+
+
+def test_a_class_with_another_head_is_named(tmp_path):
+    save_model(tmp_path, random_model(SHAPES["gpt2"]), vocabulary=VOCABULARY, firth={})
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["architectures"] = ["GPT2ForSequenceClassification"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedError, match=r"GPT2ForSequenceClassification; .*AutoModel"):
+        load_model(tmp_path)

@@ -149,12 +149,30 @@ def test_damaged_files_are_named(tmp_path):
     write_elmo(tmp_path, small_elmo())
     path = tmp_path / "weights.hdf5"
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match=r"weights\.hdf5: .* cut short, or damaged"):
+    with pytest.raises(CheckpointError, match=r"weights\.hdf5: .* cut short, damaged or of"):
         firth.load(tmp_path)
     options = json.loads((tmp_path / "options.json").read_text())
     del options["lstm"]["projection_dim"]
     (tmp_path / "options.json").write_text(json.dumps(options))
     with pytest.raises(CheckpointError, match=r"options\.json: 'projection_dim' is missing"):
+        firth.load(tmp_path)
+    for part, name, wrong in (
+        ("lstm", "dim", "x"),
+        ("char_cnn", "filters", [[1]]),
+        ("char_cnn", "embedding", 4),
+        ("lstm", "n_layers", 0),
+    ):
+        write_elmo(tmp_path, small_elmo())
+        options = json.loads((tmp_path / "options.json").read_text())
+        options[part][name] = wrong
+        (tmp_path / "options.json").write_text(json.dumps(options))
+        with pytest.raises(CheckpointError, match=r"options\.json: not the options of an ELMo"):
+            firth.load(tmp_path)
+    write_elmo(tmp_path, small_elmo())
+    with h5py.File(path, "r+") as file:
+        del file["CNN/W_cnn_0"]
+        file["CNN/W_cnn_0"] = np.zeros((2, 2))
+    with pytest.raises(CheckpointError, match=r"weights\.hdf5: .* of another network"):
         firth.load(tmp_path)
 
 
@@ -273,9 +291,12 @@ def test_words_are_drawn_as_often_as_is_said():
 def test_vectors_of_words_are_kept_only_while_the_weights_stay():
     model = small_elmo()
     batch = batch_of([2, 5, 6, 3])
+    spelled = []
+    model.embeddings.register_forward_hook(lambda _module, given, _out: spelled.append(len(*given)))
     with torch.no_grad():
         first = model(batch).last
         assert torch.equal(model(batch).last, first)
+        assert spelled == [4]  # once each
         changed = copy.deepcopy(model)
         changed.embeddings.projection.bias += 1
         assert not torch.allclose(changed(batch).last, first)
@@ -459,3 +480,28 @@ def test_the_residual_adds_what_the_layer_reads():
     outputs, _ = layer([x, x], steps, [None, None])
     for output in outputs:
         assert set(output.flatten().tolist()) == {0.0, 2.0}
+
+
+def test_it_is_trained_on_the_spelling_of_words_seen_once(elmo_run):
+    vocabulary = firth.Tokenizer.load(elmo_run).vocabulary
+    assert firth.load(elmo_run).model.config.output_size == 600 < vocabulary.size
+    shards = firth.text.shards.Shards.open(elmo_run / "data" / "train")
+    ids = shards.tokens(0, shards.num_tokens)
+    assert (np.bincount(ids, minlength=vocabulary.size) == 1).sum() > 1000
+    assert not (ids == vocabulary.unknown).any()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"filters": ()}, "pairs of a width and a number"),
+        ({"filters": ((1, 0),)}, "pairs of a width and a number"),
+        ({"num_highway": -1}, "num_highway is -1"),
+        ({"samples": -1}, "samples is -1"),
+        ({"cell_clip": -1.0}, "cell_clip is -1.0"),
+        ({"projection_clip": -0.1}, "projection_clip is -0.1"),
+    ],
+)
+def test_shapes_that_no_elmo_has_are_refused(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        ElmoConfig(vocab_size=10, output_size=10, **setting)

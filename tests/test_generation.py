@@ -1,5 +1,6 @@
 """Generation: the choices of `transformers`, whether a text is alone or beside others."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 import firth
 from firth.api.generating import before_stop
-from firth.errors import ConfigError, UnsupportedError
+from firth.errors import ConfigError, DivergedError, UnsupportedError
 from firth.inference.beam_search import beam_search
 from firth.inference.forward import Engine
 from firth.inference.generation import Decoding, Reader, choose, continuations
@@ -465,3 +466,33 @@ def test_rows_that_no_token_has_are_never_written(lm, beams):
     with torch.no_grad():
         best = model.logits(torch.from_numpy(np.asarray(hidden))).argmax(1)
     assert (best >= size).any()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_log_probabilities_are_the_models_own(beams):
+    """Rows that no token has are never chosen, and have their share of the probability."""
+    model = random_model(SHAPES["gpt2"])
+    size, prompt = 40, PROMPTS[0]
+    how = Decoding(max_tokens=6, beams=beams)
+    if beams > 1:
+        ((one, *_),) = beam_search(engine_of(model), [prompt], how, ends=[], size=size)
+    else:
+        *_, (one,) = continuations(
+            engine_of(model), [prompt], how, ends=[], stop=lambda *_: False, size=size
+        )
+    assert len(one.ids) == 6
+    assert max(one.ids) < size < model.config.vocab_size
+    whole = torch.tensor([*prompt.tolist(), *one.ids])
+    with torch.no_grad():
+        states = model(Batch(input_ids=whole, starts=torch.tensor([0, len(whole)]))).last
+        logs = model.logits(states).log_softmax(-1)
+    expected = logs[len(prompt) - 1 : -1].gather(1, whole[len(prompt) :, None]).squeeze(1)
+    assert one.log_probabilities == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_model_that_diverged_generates_nothing():
+    model = random_model(SHAPES["gpt2"])
+    with torch.no_grad():
+        model.final_norm.weight[0] = math.nan
+    with pytest.raises(DivergedError, match="no numbers"):
+        run(engine_of(model), PROMPTS, max_tokens=2)

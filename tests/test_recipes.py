@@ -158,6 +158,8 @@ def test_the_settings_of_masking_inside_another_objective():
         ("t5", {"objective.mean_length": 5}, False),
         ("word2vec", {"training.clip": 0.5}, True),
         ("word2vec", {"training.seed": 1}, False),
+        ("word2vec", {"model.min_n": 2}, True),
+        ("fasttext", {"model.min_n": 2}, False),
         ("bert", {"model.vocab_size": 999}, True),
         ("transformer", {"model.distance_buckets": 16}, True),
         ("t5", {"model.distance_buckets": 16}, False),

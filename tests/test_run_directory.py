@@ -227,3 +227,19 @@ def test_the_remains_of_a_killed_checkpoint_are_gone_before_room_is_asked_for(
     monkeypatch.setattr(checkpoint, "need_space", lambda *_: seen.append(left.exists()))
     checkpoint.save(tmp_path, State.begin(tiny_bert(), Training(steps=20)), {})
     assert seen == [False]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt", "hybrid"])
+def test_the_texts_of_the_log_fit_a_short_window(name, papers, tmp_path):
+    recipe = firth.recipe(name, size="tiny", vocab_size=600).with_settings(
+        {
+            "training.steps": 1,
+            "training.batch_tokens": 64,
+            "model.max_length": 8,
+            "data.max_length": 8,
+            "data.valid": 0.2,
+            "data.valid_tokens": 64,
+        }
+    )
+    corpus = firth.Corpus.from_texts(papers[:40])
+    assert firth.pretrain(recipe, corpus, tmp_path / "run").max_length == 8

@@ -1,5 +1,6 @@
 """Word vectors: the compiled loops against PyTorch's gradients, and runs."""
 
+import math
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ import torch
 
 import firth
 from firth.api import pretraining, static_training
+from firth.api.adapted import encoded
 from firth.api.word_vectors import vocabulary_vectors
-from firth.errors import ConfigError, DataError, Interrupted, UnsupportedError
+from firth.errors import CheckpointError, ConfigError, DataError, Interrupted, UnsupportedError
 from firth.models import Static, StaticConfig
 from firth.models.static import fnv1a, input_rows, ngram_rows
 from firth.objectives import CBOW, GloVe, SkipGram
@@ -607,3 +609,47 @@ def test_a_save_clears_away_what_a_killed_process_left(corpus, tmp_path):
     firth.pretrain(quick("word2vec"), corpus, run)
     (kept,) = (p.name for p in (run / "checkpoints").iterdir() if p.is_dir())
     assert kept == last.read_text()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_named(damage, corpus, tmp_path):
+    firth.pretrain(quick("word2vec"), corpus, tmp_path / "run")
+    (weights,) = (tmp_path / "run" / "checkpoints").glob("*/vectors.safetensors")
+    weights.write_bytes(weights.read_bytes()[:200])
+    if damage == "gone":
+        weights.unlink()
+    with pytest.raises(CheckpointError, match=r"cut short or damaged: delete .*checkpoints to"):
+        firth.pretrain(quick("word2vec"), corpus, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SkipGram(power=-1.0), "SkipGram.power is -1"),
+        (lambda: CBOW(lr=math.nan), "lr nan"),
+        (lambda: CBOW(subsample=math.nan), "subsample is nan"),
+        (lambda: GloVe(alpha=-1.0), "alpha -1"),
+        (lambda: GloVe(lr=math.inf), "lr inf"),
+    ],
+)
+def test_hyper_parameters_that_mean_nothing_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_text_is_the_mean_of_its_words_for_tasks_too(corpus, tmp_path):
+    """Special tokens have no vector: a mean with their zeros says how short a text is."""
+    lm = firth.pretrain(quick("word2vec"), corpus, tmp_path / "run")
+    task = firth.Classification(labels=("a", "b"))
+    texts = [Example(texts=(text,)) for text in ("the model", "model", "")]
+    how = {"model": lm.model, "tokenizer": lm.tokenizer, "max_length": 32}
+    data = encoded(task, texts, **how)
+    assert [len(ids) for ids in data.ids] == [2, 1, 1]
+    states = lm.model(data.batch(np.arange(3))).last.split([2, 1, 1])
+    means = torch.stack([part.mean(0) for part in states]).detach()
+    np.testing.assert_allclose(means.numpy(), lm.embed(["the model", "model", ""]), atol=1e-6)
+    assert means[0].norm() > 0
+    pairs = [Example(texts=("the model", "model")), Example(texts=("", ""))]
+    both = encoded(task, pairs, **how)
+    assert both.segments is not None
+    assert [one.tolist() for one in both.segments] == [[0, 0, 1], [0]]

@@ -340,6 +340,10 @@ def test_which_tags_mark_spans():
     assert not mark_spans({"O"})
     assert not mark_spans({"NOUN", "O"})
     assert not mark_spans({"I-X", "X"})
+    assert mark_spans({"B", "I", "E", "S"})
+    assert not mark_spans({"L", "S"})  # names of classes
+    assert not mark_spans({"S", "O"})
+    assert not mark_spans({"B", "S"})
 
 
 # The task

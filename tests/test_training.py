@@ -30,7 +30,7 @@ from firth.training import (
     steps_within,
     train,
 )
-from firth.training.distributed import Ranks
+from firth.training.distributed import Ranks, join
 from firth.training.loop import _accumulate
 from firth.training.optimizers import SGD, Adagrad, WeightAverage
 from firth.training.run import Watch
@@ -469,3 +469,10 @@ def test_a_softmax_learns_with_the_top_where_the_embeddings_are_its_matrix(tied,
     assert len(rates) == len(list(model.parameters()))
     assert rates[id(model.output_matrix)] == pytest.approx(0.4)
     assert rates[id(model.embeddings.tokens.weight)] == pytest.approx(rate)  # two layers above it
+
+
+def test_processes_without_a_rank_are_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2 and no RANK"):
+        join(torch.device("cpu"))

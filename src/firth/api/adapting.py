@@ -77,8 +77,7 @@ def adapt(
     adaptation = adaptation or FineTuning()
     seeds = _checked_seeds(seeds)
     _check_arguments(lm, task, adaptation)
-    for name, reason in idle_settings(adaptation, task.unit):
-        logger.warning("%s has no effect: %s", name, reason)
+    _warn_of_idle(adaptation, task)
     if adaptation.precision == "auto":
         adaptation = replace(adaptation, precision=lm.precision)
     of_file = isinstance(train, (str, Path))
@@ -137,6 +136,11 @@ def _check_arguments(lm: object, task: object, adaptation: object) -> None:
             given = found.__name__ if isinstance(found, type) else repr(found)[:60]
             names = ", ".join(f"firth.{kind.__name__}()" for kind in kinds.values())
             raise ConfigError(f"the {what} is {given}, expected one of {names}")
+
+
+def _warn_of_idle(adaptation: Adaptation, task: AnyTask) -> None:
+    for name, reason in idle_settings(adaptation, task.unit):
+        logger.warning("%s has no effect: %s", name, reason)
 
 
 def _parts(

@@ -13,8 +13,9 @@ from firth.text.tokenizers import Tokenizer
 logger = logging.getLogger(__name__)
 
 
-def check_given(start: object, tokenizer: object) -> None:
-    """Refuses what is no model to go on from, and what is no tokenizer.
+def check_given(recipe: Recipe, start: object, tokenizer: object) -> None:
+    """Refuses what is no model to go on from, and what is no tokenizer, or one of pieces where the
+    vectors are of whole words: before any text is read.
 
     Raises:
         ConfigError: says what to give instead.
@@ -29,15 +30,8 @@ def check_given(start: object, tokenizer: object) -> None:
             f"tokenizer is {tokenizer!r} ({type(tokenizer).__name__}), expected a firth.Tokenizer, "
             "such as firth.Tokenizer.load(DIRECTORY)"
         )
-
-
-def check_words(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer of pieces where vectors are of whole words, before any text is read.
-
-    Raises:
-        ConfigError: if the recipe is of words and the tokenizer is not.
-    """
-    if isinstance(recipe.model, StaticConfig | ElmoConfig) and not tokenizer.whole_words:
+    words = isinstance(recipe.model, StaticConfig | ElmoConfig)
+    if words and isinstance(tokenizer, Tokenizer) and not tokenizer.whole_words:
         raise ConfigError(
             f"the recipe {recipe.name} is of whole words, and the tokenizer that was given cuts "
             "them into pieces; leave it out, or train one with kind='word' or 'whitespace'"

@@ -13,7 +13,6 @@ from torch import nn
 
 from firth.api.continuing import (
     check_given,
-    check_words,
     copy_weights,
     own_tokenizer,
 )
@@ -112,13 +111,11 @@ def pretrain(
         )
     if all(getattr(recipe.training, budget) is None for budget in BUDGETS):
         raise ConfigError(f"there is no budget; give one of {', '.join(BUDGETS)}")
-    check_given(start, tokenizer)
+    check_given(recipe, start, tokenizer)
     if start is not None:
         name = str(start.path or "a model in memory")
         recipe = recipe.started_from(start.model.config, name, start.max_length)
         tokenizer = own_tokenizer(start, name, tokenizer)
-    if tokenizer is not None:
-        check_words(recipe, tokenizer)
     check_corpus(recipe, corpus)
     if valid is not None:
         check_corpus(recipe, valid)

@@ -1,7 +1,7 @@
 """Models that generate text, decoders and T5, in the directories of `transformers`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from firth.config import from_dict, read_json
+from firth.errors import UnsupportedError
 from firth.interop.decoders import (
     DECODERS,
     config_from_decoder,
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 GENERATORS = {**DECODERS, "t5": T5_CLASS}
 """Family (their `model_type`) to its class with a language-model head."""
+
+_ENDINGS = ("Model", "ForCausalLM", "ForConditionalGeneration")
 
 END_TOKENS = "end_tokens"
 """In the record of a model: ids that close its texts, beside its tokenizer's own."""
@@ -55,6 +58,21 @@ def generator_form(
     return decoder_settings(family, config, ids), decoder_tensors(family, config, state)
 
 
+def check_class(settings: Mapping[str, Any], endings: Sequence[str], *, where: object) -> None:
+    """Refuses directories of classes with other heads.
+
+    Raises:
+        UnsupportedError: if a class ends otherwise.
+    """
+    for name in settings.get("architectures") or ():
+        if not name.endswith(tuple(endings)):
+            raise UnsupportedError(
+                f"{where}: the class is {name}; supported: "
+                f"{', '.join(f'...{ending}' for ending in endings)} (to keep the network without "
+                "its head, load it with transformers.AutoModel and call save_pretrained)"
+            )
+
+
 def read_generator(
     directory: Path, settings: Mapping[str, Any], family: str, *, where: str
 ) -> tuple[LanguageModelNetwork, dict[str, Any]]:
@@ -62,8 +80,10 @@ def read_generator(
 
     Raises:
         CheckpointError: if files or tensors are missing, unexpected or of another shape.
-        UnsupportedError: if a setting has a value that no configuration here expresses.
+        UnsupportedError: if a setting has a value that no configuration here expresses, or the
+            directory is of a class with another head.
     """
+    check_class(settings, _ENDINGS, where=where)
     tensors, block = read_tensors(directory), dict(settings.get("firth", {}))
     config: GeneratorConfig
     if family == "t5":

@@ -8,7 +8,6 @@ block alone.
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,13 @@ from firth.atomic import write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.errors import CheckpointError, ConfigError, UnsupportedError
 from firth.interop.files import WEIGHTS, match_tensors, read_tensors, write_tensors
-from firth.interop.generators import END_TOKENS, GENERATORS, generator_form, read_generator
+from firth.interop.generators import (
+    END_TOKENS,
+    GENERATORS,
+    check_class,
+    generator_form,
+    read_generator,
+)
 from firth.interop.names import known_tensors, stock_names
 from firth.interop.stock import (
     ALIASES,
@@ -64,7 +69,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 
 _CONFIG = "config.json"
 
-_READABLE = re.compile(r"(Model|ForMaskedLM|ForPreTraining|ForSequenceClassification)$")
+_READABLE = ("Model", "ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +226,11 @@ def _unnamed(count: int) -> tuple[str, ...]:
 
 
 def load_model(directory: str | Path) -> LoadedModel:
-    """Reads a run directory, or a `transformers` directory of one of the four families.
+    """Reads a run directory, or a `transformers` directory of a family that there is here.
 
-    Of `transformers` it reads the encoder alone and the classes for masked LM, pre-training and
-    sequence classification, in one file or in shards, in any floating-point type.
+    Of encoders it reads the classes without a head and those for masked LM, pre-training and
+    sequence classification; of decoders and T5 those without a head and for language modelling. In
+    one file or in shards, in any floating-point type.
 
     Raises:
         CheckpointError: if files or tensors are missing, unexpected or of another shape.
@@ -251,13 +257,7 @@ def load_model(directory: str | Path) -> LoadedModel:
     if family not in ARCHITECTURES:
         known = ", ".join([*ARCHITECTURES, *ALIASES, *GENERATORS])
         raise UnsupportedError(f"{path}: model_type is {kind!r}; supported: {known}")
-    for name in settings.get("architectures") or ():
-        if not _READABLE.search(name):
-            raise UnsupportedError(
-                f"{path}: the class is {name}; supported: ...Model, ...ForMaskedLM, "
-                "...ForPreTraining, ...ForSequenceClassification (to keep the encoder alone, load "
-                "it with transformers.AutoModel and call save_pretrained)"
-            )
+    check_class(settings, _READABLE, where=path)
     return _load_stock(directory, settings, family)
 
 

@@ -332,9 +332,30 @@ def _without_effect(
     chosen: Recipe, settings: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """Those of the settings that the others make idle, each with the reason."""
+    for name, reason in _idle_in_model(chosen).items():
+        if reason and name in settings.get("model", ()):
+            yield f"model.{name}", reason
+    objective, own = chosen.objective, settings.get("objective", {})
+    if "packing" in settings.get("data", ()) and isinstance(objective, SequenceToSequence):
+        yield "data.packing", "sequences are the pairs"
+    if "spans" in settings.get("data", ()) and not _masks_spans(objective):
+        yield "data.spans", "only objective.units entity and objective.noise salient mask them"
+    yield from _idle_in_training(chosen, settings.get("training", {}))
+    if "mean_length" in own and isinstance(objective, SpanCorruption) and objective.noise == "iid":
+        yield "objective.mean_length", "independent noise has spans of whatever length comes"
+    masks = "final_rate" in own and isinstance(objective, MaskedLM)
+    if masks and objective.final_rate == objective.rate:
+        yield "objective.final_rate", "it is the rate at the start"
+
+
+def _idle_in_model(chosen: Recipe) -> dict[str, str]:
+    """Settings of the model that others may make idle, each with the reason, or empty."""
     model, objective = chosen.model, chosen.objective
     rotary = model.positions == "rotary"
-    idle = {"rotary_base": "" if rotary else f"positions are {model.positions}"}
+    idle = {
+        "vocab_size": "it is that of the tokenizer; set tokenizer.vocab_size (--vocab)",
+        "rotary_base": "" if rotary else f"positions are {model.positions}",
+    }
     if isinstance(model, BertConfig):
         windows = model.local_window > 0
         idle |= {
@@ -352,26 +373,8 @@ def _without_effect(
         idle |= dict.fromkeys(
             ("distance_buckets", "max_distance"), f"positions are {model.positions}"
         )
-    if isinstance(objective, SequenceToSequence) and "packing" in settings.get("data", ()):
-        yield "data.packing", "sequences are the pairs"
+    if isinstance(model, Seq2SeqConfig) and model.bidirectional:
+        idle["reverse"] = "additive attention reads both ways"
     if isinstance(model, StaticConfig) and not model.buckets:
         idle |= dict.fromkeys(("min_n", "max_n"), "without buckets there are no n-grams")
-    if isinstance(model, Seq2SeqConfig):
-        idle["reverse"] = "additive attention reads both ways" if model.bidirectional else ""
-    if "spans" in settings.get("data", ()) and not _masks_spans(objective):
-        yield "data.spans", "only objective.units entity and objective.noise salient mask them"
-    for name, reason in idle.items():
-        if reason and name in settings.get("model", ()):
-            yield f"model.{name}", reason
-    if "vocab_size" in settings.get("model", ()):
-        yield "model.vocab_size", "it is that of the tokenizer; set tokenizer.vocab_size (--vocab)"
-    yield from _idle_in_training(chosen, settings.get("training", {}))
-    lengths = "mean_length" in settings.get("objective", ())
-    if lengths and isinstance(objective, SpanCorruption) and objective.noise == "iid":
-        yield "objective.mean_length", "independent noise has spans of whatever length comes"
-    if (
-        isinstance(objective, MaskedLM)
-        and "final_rate" in settings.get("objective", ())
-        and objective.final_rate == objective.rate
-    ):
-        yield "objective.final_rate", "it is the rate at the start"
+    return idle
