@@ -343,8 +343,8 @@ def _without_effect(
     yield from _idle_in_training(chosen, settings.get("training", {}))
     if "mean_length" in own and isinstance(objective, SpanCorruption) and objective.noise == "iid":
         yield "objective.mean_length", "independent noise has spans of whatever length comes"
-    masks = "final_rate" in own and isinstance(objective, MaskedLM)
-    if masks and objective.final_rate == objective.rate:
+    final = "final_rate" in own
+    if final and isinstance(objective, MaskedLM) and objective.final_rate == objective.rate:
         yield "objective.final_rate", "it is the rate at the start"
 
 
