@@ -37,15 +37,15 @@ def elmo(size: str = "mini", vocab_size: int = 8192) -> Recipe:
     """ELMo's bidirectional language model (Peters et al. 2018, section 3).
 
     Base is the original, mini and small are the authors' smaller models (13.6M and 28.0M
-    parameters, without the softmax). The 200,000 most frequent words are spelled, in use
-    any word; the `vocab_size` most frequent ones are predicted; a sampled softmax in training where
-    that saves something.
+    parameters, without the softmax). The `vocab_size` most frequent words are predicted;
+    a sampled softmax in training where that saves something.
 
     Departures, for small corpora: each document (cut to 64 words) is a sequence of its own, begun
     afresh, instead of streams of 20 words a step (`data.packing streams` is the paper's way);
     AdamW with a trapezoid instead of Adagrad (`training.optimizer.type Adagrad` with a constant
     rate and `training.clip 0.5` is the program's); 1,024 words a batch, which at equal time is well
-    ahead of 4,096.
+    ahead of 4,096. In pre-training the 200,000 most frequent words are spelled, those that are seen
+    twice, and others are read as `[UNK]` (`tokenizer.min_frequency 1` spells all); in use any word.
     """
     if size not in _ELMO:
         raise ConfigError(f"no size {size!r} of elmo; {suggest(size, _ELMO)}")
@@ -58,9 +58,7 @@ def elmo(size: str = "mini", vocab_size: int = 8192) -> Recipe:
             dropout=0.1,
             samples=0 if vocab_size < 16_384 else 8192,
         ),
-        tokenizer=TokenizerSettings(
-            kind="word", vocab_size=max(200_000, vocab_size), min_frequency=1
-        ),
+        tokenizer=TokenizerSettings(kind="word", vocab_size=max(200_000, vocab_size)),
         objective=BidirectionalLM(),
         data=DataSettings(max_length=64),
         training=Training(
