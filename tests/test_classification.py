@@ -213,3 +213,27 @@ def test_a_pair_given_to_a_task_about_single_texts_is_refused():
         Classification().example(("It rains.", "It is wet."))
     for words in (("It", "rains"), ("New York", "wins")):
         assert Classification().example(words).texts == (words,)
+
+
+def test_columns_that_pandas_numbered_are_taken_by_name(tmp_path):
+    (tmp_path / "x.csv").write_text("0,1,2\n17,good film,pos\n18,bad film,neg\n")
+    examples = Classification(text="1", label="2").read(tmp_path / "x.csv")
+    assert [(e.texts, e.label) for e in examples] == [
+        (("good film",), "pos"),
+        (("bad film",), "neg"),
+    ]
+    (tmp_path / "y.csv").write_text("good film,1\nbad film,0\n")
+    examples = Classification(text="1", label="2").read(tmp_path / "y.csv")
+    assert [e.label for e in examples] == ["1", "0"]
+
+
+def test_numbers_with_underscores_are_none(tmp_path):
+    (tmp_path / "x.tsv").write_text("text\tlabel\na\t1_000\n")
+    with pytest.raises(DataError, match="1_000"):
+        Classification(kind="regression").read(tmp_path / "x.tsv")
+
+
+def test_rows_too_deep_to_read_are_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(DataError, match="row 1"):
+        Classification().read(tmp_path / "x.jsonl")

@@ -258,6 +258,17 @@ class TestSplit:
 
 
 class TestSample:
+    @pytest.fixture(autouse=True)
+    def _little(self, monkeypatch):
+        monkeypatch.setattr("firth.text.corpus._LEAST", 10)
+
+    def test_of_many_files_some_are_left_out(self, tmp_path):
+        for i in range(50):
+            write(tmp_path / f"{i:02}.txt", f"{i:02} and more text")
+        corpus = Corpus.from_files(tmp_path, documents="line")
+        assert list(corpus.sample(100)) == [f"{i:02} and mor" for i in range(0, 50, 5)]
+        assert len(list(corpus.sample(5000))) == 50
+
     def test_every_file_has_its_share_and_the_last_document_is_cut(self, tmp_path):
         write(tmp_path / "a.txt", "\n".join("a" * 30 for _ in range(100)))
         write(tmp_path / "b.txt", "\n".join(["", "b" * 400]))

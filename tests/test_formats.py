@@ -343,6 +343,29 @@ class TestRows:
     def test_null_and_blank_rows_of_jsonl_are_empty(self):
         assert read_back("a.jsonl", '{"text": null}\n \n{"text": "a"}\n') == ["a"]
 
+    def test_a_name_that_several_columns_have(self, tmp_path):
+        with pytest.raises(DataError, match="several columns are named 'text'"):
+            read_back("x.csv", "text,text\nA,good\n")
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        table = arrow.Table.from_arrays([["a"], ["b"]], names=["text", "text"])
+        parquet.write_table(table, tmp_path / "x.parquet")
+        with pytest.raises(DataError, match="several columns are named 'text'"):
+            list(Corpus.from_files(tmp_path / "x.parquet"))
+
+    def test_a_line_as_long_as_a_file_is_read_in_one_pass(self, monkeypatch):
+        """Not in one for each chunk: a JSON array in one line of .jsonl is a common mistake."""
+        joined = []
+        texts = ["x" * 100] * 5000 + ["y\nz"]
+
+        class Counted(str):
+            def __radd__(self, other):
+                joined.append(len(other))
+                return other + str(self)
+
+        lines = list(formats._lines(map(Counted, texts)))
+        assert lines == ["x" * 500_000 + "y", "z"]
+        assert sum(joined) == 0
+
     def test_a_number_that_is_a_name(self):
         assert read_back("a.tsv", "1\t2\na\tb\n", text_column="2") == ["b"]
         assert read_back("a.tsv", "1\t2\na\tb\n", text_column="1") == ["a"]

@@ -292,3 +292,10 @@ def test_half_a_character_in_a_pair_is_named():
     corpus = ParallelCorpus.of([("one", "eins"), ("two", "zw\ud800ei")])
     with pytest.raises(DataError, match=r"document 2: character 2 is '\\ud800'"):
         corpus.fingerprint()
+
+
+def test_a_source_with_several_targets_is_on_one_side():
+    pairs = [(f"text {i % 50}", f"target {i}") for i in range(400)]
+    train, valid = ParallelCorpus.of(pairs).split(valid=0.1, seed=0)
+    assert len(valid.source.texts) == 40
+    assert not {*train.source.texts} & {*valid.source.texts}

@@ -1,6 +1,7 @@
 """Saving a model over another one: all of it or nothing, and nothing of the old one beside it."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 import firth
+from firth.atomic import need_writable, write_text
 from firth.errors import CheckpointError, ConfigError, ResourceError
 from firth.interop import huggingface
 from firth.interop.huggingface import save_model
+from firth.locks import only_process
 from firth.models import GPT
 from tests.reference import transformers
 from tests.test_decoders import SHAPES
@@ -103,3 +106,43 @@ def test_all_tokens_that_end_a_text_are_kept(papers, tmp_path):
         assert one.generate("The", max_tokens=12).ended == "end"
         for beams in (1, 2):
             assert other not in one.generate("The", max_tokens=12, beams=beams).tokens
+
+
+def test_links_stay_and_devices_are_no_files(tmp_path):
+    (tmp_path / "there").write_text("old")
+    (tmp_path / "link").symlink_to("there")
+    need_writable(tmp_path / "link")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(ConfigError, match="a device or a pipe"):
+            need_writable(name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_file_needs_a_folder_that_can_be_written_to(tmp_path):
+    (tmp_path / "there").write_text("old")
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(ResourceError, match="no permission"):
+            need_writable(tmp_path / "there")
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_folder_that_vanishes_as_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    vanished, original = [], os.open
+
+    def opened(path, *arguments):
+        if path == tmp_path / "run" and not vanished:
+            vanished.append(path)
+            path.rmdir()
+        return original(path, *arguments)
+
+    monkeypatch.setattr("firth.locks.os.open", opened)
+    with only_process(tmp_path / "run") as held:
+        assert held
+        assert len(vanished) == 1
+    assert not (tmp_path / "run").exists()

@@ -192,7 +192,6 @@ def test_shards_hold_the_documents_in_order(trained, tmp_path, kind):
     assert num_shards > 3
     assert len(shards) == shards.num_tokens == len(ids)
     assert shards.num_documents == len(lengths) == len(DOCUMENTS) + (kind == "bpe")  # keeps spaces
-    assert shards.document_lengths.tolist() == lengths
     assert shards.document_starts.tolist() == [0, *np.cumsum(lengths)]
     rng = np.random.default_rng(0)
     ranges = [(0, len(ids)), (0, 0), (len(ids), len(ids)), *rng.integers(len(ids), size=(200, 2))]
@@ -451,3 +450,59 @@ def test_two_who_write_one_file_leave_one_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     assert all(re.fullmatch(rf"out\.txt\.{os.getpid()}-\d+\.part", name) for name in names)
     assert len({*names}) == 2
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_refused(trained, tmp_path):
+    class Changing(Texts):
+        def fingerprint(self) -> str:
+            return f"{self.num_read > 0}"
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        write_shards(Changing(DOCUMENTS), trained["bpe"], tmp_path / "s", workers=1)
+    assert not {"manifest.json", "unfinished.json"} & {*contents(tmp_path / "s")}
+    write_shards(Texts(DOCUMENTS), trained["bpe"], tmp_path / "s", workers=1)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"format": 1}', "{"])
+def test_a_damaged_manifest_is_named(content, trained, tmp_path):
+    write_shards(Texts(DOCUMENTS), trained["bpe"], tmp_path, workers=1)
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json: .*delete and rewrite"):
+        Shards.open(tmp_path)
+
+
+def test_a_run_that_is_stopped_anywhere_resumes_byte_for_byte(trained, tmp_path, monkeypatch):
+    """At every moment at which a file gets or loses its name, before and after."""
+    corpus, options = Texts(DOCUMENTS), {"workers": 1, "shard_tokens": 500}
+    write_shards(corpus, trained["bpe"], tmp_path / "whole", **options)
+    expected, calls = contents(tmp_path / "whole"), itertools.count()
+    limit = [math.inf]
+
+    def counted(original, after):
+        def call(*arguments, **settings):
+            at = next(calls)
+            if at == limit[0] and not after:
+                raise KeyboardInterrupt
+            original(*arguments, **settings)
+            if at == limit[0]:
+                raise KeyboardInterrupt
+
+        return call
+
+    for after in (False, True):
+        stopped = 0
+        for place in itertools.count():
+            directory = tmp_path / f"{place}-{after}"
+            calls, limit[0] = itertools.count(), place
+            with monkeypatch.context() as patched:
+                for owner, name in ((os, "replace"), (Path, "replace"), (Path, "unlink")):
+                    patched.setattr(owner, name, counted(getattr(owner, name), after))
+                try:
+                    write_shards(corpus, trained["bpe"], directory, **options)
+                except KeyboardInterrupt:
+                    stopped += 1
+            write_shards(corpus, trained["bpe"], directory, **options)
+            assert contents(directory) == expected, (place, after)
+            if stopped <= place:
+                break
+        assert stopped > 10

@@ -134,6 +134,23 @@ def test_a_header_among_spans_is_seen_whatever_its_words(tmp_path):
     assert (sentence.texts[0], sentence.label) == (("Anna", "sings"), ("B-PER", "O"))
 
 
+@pytest.mark.parametrize(("word", "tag"), [("Words", "NNS"), ("Token", "NN")])
+def test_a_first_word_that_headers_have_stays_where_its_tag_is_none_of_theirs(word, tag, tmp_path):
+    (tmp_path / "x.txt").write_text(f"{word} {tag}\nmatter VBP\na DT\n\nthe DT\n")
+    first, _ = Tagging().read(tmp_path / "x.txt")
+    assert first.texts == ((word, "matter", "a"),)
+
+
+def test_tabs_are_looked_for_behind_the_name_of_a_document(tmp_path):
+    (tmp_path / "x.txt").write_text("-DOCSTART-\n\nNew York\tB-LOC\nis\tO\n")
+    (only,) = Tagging().read(tmp_path / "x.txt")
+    assert only.texts == (("New York", "is"),)
+
+
+def test_signs_of_several_characters_are_one_word():
+    assert split_words("👩‍🔬! 👍🏽ok ❤️, 1️⃣") == ("👩‍🔬", "!", "👍🏽", "ok", "❤️", ",", "1️⃣")
+
+
 def test_what_may_be_a_header_is_asked_about(tmp_path):
     path = write(tmp_path / "a.tsv", "text\tpos\na\tDET\nb\tNOUN\nc\tDET\nd\tNOUN\n")
     with pytest.raises(ConfigError, match="'pos' is in no other row"):

@@ -12,6 +12,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+import firth.text.tokenizers as tokenizers_module
 from firth.errors import CheckpointError, ConfigError, DataError
 from firth.text.tokenizer_training import _steady, sample_documents
 from firth.text.tokenizers import Tokenizer
@@ -699,3 +700,45 @@ def test_the_report_of_a_vocabulary_without_unknown_token(trained):
     library.add_special_tokens(["<|endoftext|>"])
     report = vocabulary_report(Tokenizer(library.to_str()), ["ac ccc"])
     assert (report.num_tokens, report.num_unknown, report.unknown_share) == (5, 0, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_decomposed_text_has_the_vocabulary_of_composed_text(kind):
+    """Korean in jamo has few letters, and thousands of syllables once it is composed."""
+    words = [chr(0xAC00 + 8 * i) + chr(0xAC04 + 8 * i) for i in range(1000)]
+    texts = [" ".join(words)] * 3
+    both = [
+        Tokenizer.train([unicodedata.normalize(form, text) for text in texts], kind, 1000)
+        for form in ("NFC", "NFD")
+    ]
+    assert both[0].vocabulary.size <= 1000
+    assert both[0].content_hash == both[1].content_hash
+
+
+def test_a_save_that_is_cut_short_leaves_no_tokenizer_without_its_settings(tmp_path, monkeypatch):
+    """Where a run finds a tokenizer.json it takes it for whole."""
+    tokenizer = Tokenizer.train(["the tide turns"] * 3, "bpe", 300)
+
+    def stop(path, text, original=tokenizers_module.write_text):
+        original(path, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizers_module, "write_text", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"\xff{}"),
+        ("special_tokens_map.json", b"[1]"),
+        ("tokenizer_config.json", b"{"),
+    ],
+)
+def test_damaged_files_of_a_tokenizer_are_named(name, content, tmp_path):
+    Tokenizer.train(["the tide turns"] * 3, "bpe", 300).save(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        Tokenizer.load(tmp_path)

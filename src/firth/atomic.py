@@ -39,7 +39,7 @@ def write_file(
     Raises:
         ResourceError: if the disk is full or not writable.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays, and what it names is written
     # Processes and threads that write one file at a time must not write into each other's.
     temporary = temporary_path(
         path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}")
@@ -64,7 +64,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:
     """Lets `fill` write files into a temporary directory, then moves it to `path`."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -109,19 +109,23 @@ def need_writable(
             is one of `inputs`.
         ResourceError: if the user may not write there.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if path.exists() and any(os.path.exists(one) and path.samefile(one) for one in inputs):
         raise ConfigError(f"{path} is what is read, and would be lost; choose another output")
     if path.exists() and path.is_dir() != directory:
         found, wanted = ("a file", "a directory") if directory else ("a directory", "a file")
         raise ConfigError(f"{path} is {found}, expected the name of {wanted}; choose another")
-    there = next(one for one in (path, *path.absolute().parents) if one.exists())
-    if there != path and not there.is_dir():
+    if not directory and path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is a device or a pipe, expected a file; choose another name")
+    folder = path if directory else path.parent  # a file is replaced as a whole
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if not there.is_dir():
         raise ConfigError(f"{path} cannot be written: {there} is no directory; choose another")
-    if not os.access(there, os.W_OK):
-        raise ResourceError(
-            f"{path} cannot be written: no permission to write to {there}; choose another place"
-        )
+    for one in (path, there) if path.is_file() else (there,):
+        if not os.access(one, os.W_OK):
+            raise ResourceError(
+                f"{path} cannot be written: no permission to write to {one}; choose another place"
+            )
 
 
 def sync(path: Path) -> None:
@@ -129,6 +133,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of folders on some file systems
+            raise
     finally:
         os.close(descriptor)
 

@@ -38,7 +38,10 @@ def _open(folder: Path) -> tuple[int, bool]:
     while True:
         with resource_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                descriptor = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:  # whoever held it has just removed it
+                continue
         held = _locked(descriptor)
         # Between the two calls whoever held it may have renamed or removed it.
         if not held or _is_at(descriptor, folder):

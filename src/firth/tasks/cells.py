@@ -47,7 +47,8 @@ def parse_classes(cell: Any, separator: str, where: str) -> tuple[str, ...]:
 def parse_value(cell: Any, where: str) -> float:
     """A finite number."""
     try:
-        value = math.nan if isinstance(cell, bool) else float(cell)
+        grouped = isinstance(cell, str) and "_" in cell  # which Python takes for part of a number
+        value = math.nan if isinstance(cell, bool) or grouped else float(cell)
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):

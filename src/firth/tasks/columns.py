@@ -9,13 +9,17 @@ from typing import NamedTuple
 from firth.errors import ConfigError, DataError
 from firth.tasks.spans import mark_spans
 from firth.tasks.tables import NO_HEADER, Column, column_number, read_rows, unknown_column
-from firth.text.files import COMPRESSIONS, Statistics, read_text
+from firth.text.files import COMPRESSIONS, read_lines
 
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """The columns of CoNLL-U (Universal Dependencies), which may be given by name."""
 
 _NO_COLUMNS = (".csv", ".parquet")
 _WORDS_ARE_CALLED = {"word", "words", "token", "tokens", "form"}
+_TAGS_ARE_CALLED = {
+    *("tag", "tags", "label", "labels", "class", "pos", "upos", "xpos", "ner", "chunk"),
+    *("pos_tag", "pos_tags", "ner_tag", "ner_tags", "chunk_tag", "chunk_tags", "bio", "iob"),
+}
 
 
 _Line = tuple[int, list[str] | None]
@@ -141,7 +145,8 @@ def _looks_like_header(
     others = Counter(cells[tags] for cells in rest if len(cells) > tags)
     if first[tags] in others:
         return False
-    if first[place].casefold() in _WORDS_ARE_CALLED:
+    named = first[place].casefold() in _WORDS_ARE_CALLED
+    if named and first[tags].casefold() in _TAGS_ARE_CALLED:
         return True
     if mark_spans(others) and not mark_spans([first[tags]]):
         return True
@@ -185,18 +190,18 @@ def _column_sentences(
 def _rows(path: Path, conllu: bool) -> Iterator[_Line]:
     """The cells of each line with its number; None ends a sentence."""
     tabs = None
-    lines = "".join(read_text(path, "strict", Statistics())).split("\n")
+    lines = read_lines(path)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             yield number, None
             continue
         if conllu and line.startswith("#"):
             continue
-        tabs = "\t" in line if tabs is None else tabs
-        cells = line.split("\t") if tabs else re.split("[ \t]+", line.strip(" \t"))
-        if cells[0] == "-DOCSTART-":
+        if re.split("[ \t]", line, maxsplit=1)[0] == "-DOCSTART-":
             yield number, None
             continue
+        tabs = "\t" in line if tabs is None else tabs
+        cells = line.split("\t") if tabs else re.split("[ \t]+", line.strip(" \t"))
         if conllu and not cells[0].isdecimal():
             if re.fullmatch(r"\d+[-.]\d+", cells[0]):
                 continue
@@ -245,6 +250,8 @@ def _json_sentences(path: Path, word: Column, tag: Column, labelled: bool) -> li
             raise DataError(
                 f"{where}: {len(cells[0])} words and {len(cells[1])} tags, expected one tag a word"
             )
+        if not all(cells[0]):
+            raise DataError(f"{where}: an empty word; fill it in, or take the row out")
         tags = tuple(tag.strip() for tag in cells[1]) if labelled else None
         if tags and not all(tags):
             raise DataError(f"{where}: an empty tag; fill it in, or take the row out")

@@ -5,6 +5,7 @@ files --read_suite--> pairs;  pairs + score differences --measure--> Accuracies 
 
 import csv
 import json
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from firth.errors import ConfigError, DataError, DivergedError
 from firth.protocols import Report
 from firth.tasks.tables import SEPARATORS, Row, read_rows
-from firth.text.files import COMPRESSIONS, Statistics, file_format, find_files, read_text
+from firth.text.files import COMPRESSIONS, file_format, find_files, read_lines
 
 Suite = Literal["blimp", "pairs"]
 """BLiMP's own files (Warstadt et al. 2020), or files of your own."""
@@ -120,7 +121,7 @@ def _pairs(file: Path, suite: Suite) -> Iterator[MinimalPair]:
 
 def _refuse_later(file: Path, names: Set[str]) -> None:
     """Refuses rows of a .jsonl file that have what its first row has not."""
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(read_lines(file), 1):
         if line.strip() and (more := sorted(names & json.loads(line).keys())):
             raise DataError(
                 f"{file}: row {number}: found {more[0]!r}, which the first row has not; expected "
@@ -128,20 +129,17 @@ def _refuse_later(file: Path, names: Set[str]) -> None:
             )
 
 
-def _lines(file: Path) -> list[str]:
-    return "".join(read_text(file, "strict", Statistics())).split("\n")
-
-
 def _names(file: Path) -> list[str]:
     """The columns that the first row of a file has; [] where it is no such row."""
-    lines = _lines(file)
+    lines = read_lines(file)
     first = next((line for line in lines if line.strip()), "")
     kind, _ = file_format(file)
     if kind in SEPARATORS:
+        csv.field_size_limit(sys.maxsize)  # as the rows are read
         return next(csv.reader([first], delimiter=SEPARATORS[kind]), [])
     try:
         record = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return list(record) if isinstance(record, dict) else []
 

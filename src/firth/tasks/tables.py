@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from firth.errors import ConfigError, DataError
-from firth.text.files import Statistics, file_format, read_text
+from firth.text.files import file_format, read_lines
 from firth.text.formats import SEPARATORS, check_separator
 
 Column = str | int
@@ -66,7 +66,7 @@ def read_rows(
             f"{path}: expected a file name in .csv, .tsv or .jsonl, or these with .gz or .zst; "
             "rename or convert the file"
         )
-    lines = "".join(read_text(path, "strict", Statistics())).split("\n")
+    lines = read_lines(path)
     if kind == ".jsonl":
         rows = list(_json_rows(path, lines, columns))
     else:
@@ -90,7 +90,7 @@ def _json_rows(path: Path, lines: list[str], columns: Sequence[Column]) -> Itera
             record = json.loads(line)
             if "\\u" in line:
                 json.dumps(record, ensure_ascii=False).encode()  # fails on half a surrogate pair
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}: row {number}: not JSON in Unicode ({error}); correct or remove the row"
             ) from error
@@ -170,9 +170,14 @@ def _select(
                 "row; correct the row, or read the file with quotes='standard' if it encloses "
                 "cells in quotes, quotes='literal' if they are ordinary text (adapt --quotes)"
             )
+    # Numbers from 0 on are how pandas names columns.
+    named = names == tuple(map(str, range(len(names)))) and all(str(c) in names for c in columns)
     if header is None:
-        header = any(column_number(column) is None for column in columns)
-    at = [_position(path, column, rows[0], header) for column in columns]
+        header = named or any(column_number(column) is None for column in columns)
+    if named and header:
+        at = [names.index(str(column)) for column in columns]
+    else:
+        at = [_position(path, column, rows[0], header) for column in columns]
     return [Row(number, tuple(cells[i] for i in at)) for number, cells in rows[int(header) :]]
 
 

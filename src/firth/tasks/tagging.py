@@ -1,5 +1,6 @@
 """A tag for each of the user's own words: parts of speech, chunks, named entities."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -242,17 +243,23 @@ def split_words(text: str) -> tuple[str, ...]:
     """
     words: list[str] = []
     for chunk in text.split():
-        begin, end = 0, len(chunk)
-        while begin < end and _is_mark(chunk[begin]):
+        signs = _SIGN.findall(chunk)
+        begin, end = 0, len(signs)
+        while begin < end and _is_mark(signs[begin]):
             begin += 1
-        while end > begin and _is_mark(chunk[end - 1]):
+        while end > begin and _is_mark(signs[end - 1]):
             end -= 1
-        words += [*chunk[:begin], *([chunk[begin:end]] if begin < end else []), *chunk[end:]]
+        inner = ["".join(signs[begin:end])] if begin < end else []
+        words += [*signs[:begin], *inner, *signs[end:]]
     return tuple(words)
 
 
-def _is_mark(character: str) -> bool:
-    return unicodedata.category(character)[0] in "PS"
+_SIGN = re.compile(r"(?s:.)(?:\u200d(?s:.)|[\ufe0e\ufe0f\u20e3\U0001f3fb-\U0001f3ff])*")
+"""A character with what makes it another one: emoji are joined, coloured and chosen so."""
+
+
+def _is_mark(sign: str) -> bool:
+    return unicodedata.category(sign[0])[0] in "PS"
 
 
 def _tags(example: Example) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from firth.errors import DataError
 from firth.inference.word_similarity import unit_rows
 from firth.protocols import Report
 from firth.tasks.metrics import spearman
-from firth.text.files import Statistics, find_files, read_text
+from firth.text.files import find_files, read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,14 @@ def read_similarity_sets(path: str | Path) -> list[SimilaritySet]:
 
 def _read(file: Path, name: str) -> SimilaritySet:
     first, second, scores = [], [], []
-    lines = "".join(read_text(file, "strict", Statistics())).split("\n")
+    lines = read_lines(file)
     for number, line in enumerate(lines, 1):
         if not (cells := line.split()):
             continue
         try:
             one, other, score = cells
             scores.append(float(score))
-            if not math.isfinite(scores[-1]):
+            if "_" in score or not math.isfinite(scores[-1]):
                 raise ValueError(score)
         except ValueError as error:
             raise DataError(

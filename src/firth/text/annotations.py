@@ -31,7 +31,6 @@ Span = tuple[int, int]
 Annotator = Callable[[str], list[Span]]
 """Gives the spans of a text, in their order, none overlapping another."""
 
-_WORD = re.compile(r"[^\W_]+(?:[-'’&][^\W_]+)*")
 _LINKS = {"of", "de", "la", "du", "van", "von", "der", "den", "di", "da", "del", "al", "bin"}
 _TITLES = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Sir", "Lt", "Col", "Gen", "Jr", "Sr"}
 _MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
@@ -70,6 +69,8 @@ def annotator(kind: str, texts: Iterable[str]) -> Annotator:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # texts may hold other line breaks
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); convert it first") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     return _marked(path, lines) if path.suffix == ".jsonl" else _phrases(path, lines)
 
 
@@ -89,7 +90,7 @@ def usual_forms(texts: Iterable[str]) -> Forms:
     """
     capital, lower = Counter[str](), Counter[str]()
     for text in islice(texts, _SAMPLE):
-        for word in _WORD.finditer(text):
+        for word in _words().finditer(text):
             form = word.group()
             if form[0].isupper():
                 if not _opens_sentence(text, word.start()):
@@ -106,7 +107,7 @@ def names(text: str, usual: Forms) -> list[Span]:
     A word that opens a sentence counts if it is usually capitalised, or never seen without a
     capital and followed by a name. In languages that capitalise all nouns these are spans of nouns.
     """
-    words = list(_WORD.finditer(text))
+    words = list(_words().finditer(text))
     capital = [_is_name(text, word, usual) for word in words]
     for i, word in enumerate(words[:-1]):
         new = word.group()[0].isupper() and word.group().lower() not in usual.lower
@@ -120,7 +121,7 @@ def names(text: str, usual: Forms) -> list[Span]:
         while (joined := _next_of_name(text, words, capital, last)) is not None:
             last = joined
         begin, end = words[i].start(), words[last].end()
-        parts = re.split(r"[\W_]+", text[begin:end])
+        parts = _letters().findall(text[begin:end])
         if any(len(part) > 1 and part[0].isupper() for part in parts):
             found.append((begin, end))
         i = last + 1
@@ -165,7 +166,7 @@ def _opens_sentence(text: str, begin: int) -> bool:
         return not before
     if before[-1] != ".":
         return True
-    last = _WORD.findall(before)
+    last = _words().findall(before)
     return not (last and before.endswith(last[-1] + ".") and _abbreviates(last[-1]))
 
 
@@ -215,11 +216,22 @@ def _phrases(path: Path, lines: list[str]) -> Annotator:
 
 
 @cache
+def _combining() -> str:
+    every = map(chr, range(sys.maxunicode + 1))
+    return "".join(one for one in every if unicodedata.category(one).startswith("M"))
+
+
+@cache
 def _letters() -> re.Pattern[str]:
     """Runs of letters and digits with their marks, which in Hindi, say, are vowels."""
-    every = map(chr, range(sys.maxunicode + 1))
-    marks = "".join(one for one in every if unicodedata.category(one).startswith("M"))
-    return re.compile(rf"(?:[^\W_]+|[{marks}]+)+")
+    return re.compile(rf"(?:[^\W_]+|[{_combining()}]+)+")
+
+
+@cache
+def _words() -> re.Pattern[str]:
+    """Words with their marks, which Yoruba has in composed text too, and with inner hyphens."""
+    letters = rf"[^\W_]+(?:[{_combining()}]+[^\W_]*)*"
+    return re.compile(rf"{letters}(?:[-'’&]{letters})*")
 
 
 def _marked(path: Path, lines: list[str]) -> Annotator:

@@ -21,6 +21,10 @@ from firth.text.formats import ROWS, UNITS, describe_file, read_documents
 __all__ = ["Corpus", "Description", "Part", "Statistics"]
 
 
+_LEAST = 2000
+"""Characters of a file that a sample takes, if it takes any."""
+
+
 class Description(NamedTuple):
     """How one file of a corpus is read."""
 
@@ -170,10 +174,13 @@ class Corpus:
     def sample(self, size: int) -> Iterator[str]:
         """The first documents of every file, about `size` characters in all; duplicates stay.
 
+        Of so many files that little were taken of each, some are left out, evenly.
+
         Raises:
             DataError: as `read` does.
         """
-        sources = [replace(self, files=(file,)) for file in self.files] or [self]
+        step = max(1, -(-len(self.files) * _LEAST // size))
+        sources = [replace(self, files=(file,)) for file in self.files[::step]] or [self]
         found = False
         for source in sources:
             batches = (map(str.strip, batch) for batch in source._batches(Statistics()))
@@ -181,8 +188,8 @@ class Corpus:
             for text in first_characters(documents, size // len(sources)):
                 found = True
                 yield text
-        if not found:
-            yield from self  # which says what is missing
+        if not found:  # in these files: then `read` says so, or there is text in others
+            yield from first_characters(self, size)
 
     def statistics(self) -> Statistics:
         """Counts of documents, characters, duplicates and replaced bytes, by reading all once.

@@ -258,6 +258,11 @@ def missing_extra(path: Path, package: str) -> UnsupportedError:
     )
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file that is read whole; raises as `read_text` does."""
+    return "".join(read_text(path, "strict", Statistics())).split("\n")
+
+
 def read_text(path: Path, errors: str, statistics: Statistics) -> Iterator[str]:
     """The text of a UTF-8 file in pieces: no byte-order mark, every line break a line feed.
 

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import statistics as stats
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +141,15 @@ def _cut(text: str) -> list[str]:
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    rest = ""
+    line: list[str] = []  # its parts, joined once: a line may be as long as the file
     for text in texts:
-        *lines, rest = (rest + text).split("\n")
-        yield from lines
-    if rest:
+        first, *others = text.split("\n")
+        line.append(first)
+        if others:
+            yield "".join(line)
+            yield from others[:-1]
+            line = [others[-1]]
+    if rest := "".join(line):
         yield rest
 
 
@@ -245,6 +249,7 @@ def _table(path: Path, rows: Iterator[list[str]], column: str) -> Iterator[str]:
         return
     first = 2
     if column in header:
+        _check_unique(path, column, header)
         index = header.index(column)
     elif column.isdecimal() and 0 < int(column) <= len(header):
         index, first, rows = int(column) - 1, 1, itertools.chain((header,), rows)
@@ -264,6 +269,13 @@ def _table(path: Path, rows: Iterator[list[str]], column: str) -> Iterator[str]:
             )
 
 
+def _check_unique(path: Path, column: str, names: Sequence[str]) -> None:
+    if names.count(column) > 1:
+        raise DataError(
+            f"{path}: several columns are named {column!r}; rename all but the one with the text"
+        )
+
+
 def _parquet(path: Path, column: str, errors: str, statistics: Statistics) -> Iterator[str]:
     try:
         import pyarrow as arrow
@@ -275,6 +287,7 @@ def _parquet(path: Path, column: str, errors: str, statistics: Statistics) -> It
             names = file.schema_arrow.names
             if column not in names:
                 raise _no_column(path, 1, column, names)
+            _check_unique(path, column, names)
             batches = file.iter_batches(ROWS, columns=[column])
             values = (value for batch in batches for value in _bytes(path, column, batch.column(0)))
             for row, value in enumerate(values, start=1):

@@ -224,5 +224,8 @@ def open_tokens(folder: Path, smoothing: float = 1.0) -> Shards | JoinedLanguage
     """
     if not (folder / LANGUAGES).is_file():
         return Shards.open(folder)
-    names = json.loads((folder / LANGUAGES).read_text(encoding="utf-8"))
+    try:
+        names = json.loads((folder / LANGUAGES).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{folder / LANGUAGES}: not a JSON file ({error}); delete it") from error
     return JoinedLanguages({name: Shards.open(folder / name) for name in names}, smoothing)

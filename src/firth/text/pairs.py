@@ -96,22 +96,22 @@ class ParallelCorpus:
         return Lines((self.source.fingerprint(), self.target.fingerprint())).fingerprint()
 
     def split(self, *, valid: float, seed: int) -> tuple["ParallelCorpus", "ParallelCorpus"]:
-        """Sets a share of the pairs aside, at random; equal pairs are on the same side.
+        """Sets a share of the sources aside, at random, each with all its targets.
 
         Raises:
             ConfigError: if one of the parts would be empty.
         """
         pairs = list(zip(self.source.texts, self.target.texts, strict=True))
-        distinct = list(dict.fromkeys(pairs))
+        distinct = list(dict.fromkeys(self.source.texts))
         order = np.random.default_rng(seed).permutation(len(distinct))
         count = max(1, round(valid * len(distinct)))
         if not 0 < valid < 1 or count >= len(distinct):
             raise ConfigError(
-                f"a share of {valid} of {len(pairs)} pairs leaves a part empty; give validation "
-                "files, or another share"
+                f"a share of {valid} of {len(distinct)} sources leaves a part empty; give "
+                "validation files, or another share"
             )
         chosen = {distinct[i] for i in order[:count]}
-        parts = ([pair for pair in pairs if (pair in chosen) == held] for held in (False, True))
+        parts = ([pair for pair in pairs if (pair[0] in chosen) == held] for held in (False, True))
         train, held_out = map(ParallelCorpus.of, parts)
         return train, held_out
 

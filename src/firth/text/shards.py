@@ -23,13 +23,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from firth.atomic import TEMPORARY, write_text
-from firth.errors import DataError
+from firth.config import read_json
+from firth.errors import ConfigError, DataError
 from firth.text.encoding import encode_stream, utf8_size
 from firth.text.shard_files import Shard, ShardWriter, shard_path
 from firth.text.tokenizers import Tokenizer
 
 FORMAT = 1
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+_KEYS = {
+    *("corpus", "tokenizer", "vocabulary_size", "dtype", "shard_tokens"),
+    *("num_tokens", "num_documents", "shards"),
+}
 SAMPLE_TOKENS = 1 << 24
 """Tokens looked at for statistics of a large corpus."""
 
@@ -53,7 +58,6 @@ class Shards:
 
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
         self.directory = directory
-        self.corpus_hash: str = manifest["corpus"]
         self.tokenizer_hash: str = manifest["tokenizer"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.num_tokens: int = manifest["num_tokens"]
@@ -109,11 +113,6 @@ class Shards:
             for ends, start in zip(self._ends, self._starts[:-1], strict=True)
         ]
         return np.concatenate([np.zeros(1, np.int64), *ends])
-
-    @property
-    def document_lengths(self) -> np.ndarray:
-        """(num_documents) int64, in tokens."""
-        return np.diff(self.document_starts)
 
     @cached_property
     def token_counts(self) -> np.ndarray:
@@ -182,7 +181,8 @@ def write_shards(
 
     Raises:
         DataError: if the folder holds another corpus or tokenizer's shards, or no document has a
-            token, or a document holds half of a surrogate pair (which UTF-8 cannot hold).
+            token, or a document holds half of a surrogate pair (which UTF-8 cannot hold), or the
+            corpus changes while it is read.
         ResourceError: if the disk is full, or an encoding process dies.
     """
     directory = Path(directory)
@@ -209,6 +209,11 @@ def write_shards(
             if progress:
                 progress(writer.documents_read, writer.num_tokens)
         writer.finish()
+    if corpus.fingerprint() != settings["corpus"]:
+        (directory / UNFINISHED).unlink(missing_ok=True)
+        raise DataError(
+            "the corpus was changed while it was read; run again when its files stay as they are"
+        )
     if not writer.shards:
         raise DataError("none of the corpus's documents has a token; check its files and settings")
     _save_manifest(directory / MANIFEST, settings, writer.shards)
@@ -273,12 +278,14 @@ def _map(path: Path, dtype: Any) -> np.ndarray:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise DataError(f"{path}: not a JSON file ({error}); delete and rewrite it") from error
-    if manifest and manifest.get("format") != FORMAT:
+        manifest = read_json(path) if path.exists() else None
+    except ConfigError as error:
+        raise DataError(f"{error}; delete and rewrite it") from error
+    if manifest is not None and manifest.get("format") != FORMAT:
         raise DataError(
             f"{path}: format {manifest.get('format')!r}, expected {FORMAT}; it comes from another "
             "version or program; delete the folder to write it anew, or choose another"
         )
+    if manifest is not None and (missing := sorted(_KEYS - manifest.keys())):
+        raise DataError(f"{path}: no {', '.join(missing)}; delete and rewrite it")
     return manifest

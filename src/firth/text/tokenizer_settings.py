@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from firth.errors import CheckpointError
+from firth.config import read_json
+from firth.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +46,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The content of a JSON file beside a tokenizer.json, empty if there is none.
 
     Raises:
-        CheckpointError: if it is no JSON.
+        CheckpointError: if it is no JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file: {error}") from error
+        return read_json(path) if path.exists() else {}
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def with_settings(tokenizer_json: str, config: dict[str, Any], *, where: object) -> str:

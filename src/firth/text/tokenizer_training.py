@@ -8,6 +8,7 @@ India and emoji are written with.
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ def train_backend(
     if not any(map(str.strip, sample)):
         raise DataError("there is no text to train a tokenizer on; check the corpus")
     if kind in ("wordpiece", "unigram"):
+        # As the learner sees it: Korean in jamo has few letters, and thousands when composed.
+        sample = [unicodedata.normalize("NFC", text) for text in sample]
         sample = _without_rare_characters(sample, (vocab_size - len(parts.special)) // 2)
     if kind == "whitespace":
         names = "|".join(map(re.escape, parts.special.values()))
@@ -83,7 +86,13 @@ def train_backend(
     trainer = parts.trainer(
         vocab_size=vocab_size, special_tokens=first, show_progress=False, **frequency
     )
-    learner.train_from_iterator(sample, trainer)
+    try:
+        learner.train_from_iterator(sample, trainer)
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(
+            f"no vocabulary of {vocab_size} could be learned from this text: {error}; set another "
+            "tokenizer.vocab_size (--vocab) or kind"
+        ) from error
     return _finish(kind, learner, normalizer, sentinels)
 
 

@@ -136,8 +136,11 @@ class Tokenizer:
             )
         tokens = read_settings(file.with_name(SPECIAL_TOKENS_FILE))
         config = {**tokens, **read_settings(file.with_name(CONFIG_FILE))}
-        content = with_settings(file.read_text(encoding="utf-8"), config, where=file)
-        return cls(content, config or None, where=file)
+        try:
+            content = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file}: cannot be read ({error})") from error
+        return cls(with_settings(content, config, where=file), config or None, where=file)
 
     def save(
         self,
@@ -163,7 +166,8 @@ class Tokenizer:
             config["model_input_names"] = [
                 name for name in INPUT_NAMES if segments or name != "token_type_ids"
             ]
-        for name, content in ((TOKENIZER_FILE, json.loads(self._json)), (CONFIG_FILE, config)):
+        # The tokenizer last: where it is, the other file, which names its special tokens, is too.
+        for name, content in ((CONFIG_FILE, config), (TOKENIZER_FILE, json.loads(self._json))):
             text = json.dumps(content, indent=2, ensure_ascii=False)
             write_text(directory / name, text)
 

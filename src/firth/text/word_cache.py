@@ -133,7 +133,7 @@ def words_at(offsets: np.ndarray, line: str, text: str | Sequence[str]) -> np.nd
 
 
 class WordCache:
-    """Encodes documents literally: "[MASK]" in a document is seven characters like any others.
+    """Encodes documents literally: "[MASK]" in a document is six characters like any others.
 
     Args:
         tokenizer_json: the tokenizer, as in a tokenizer.json file.
