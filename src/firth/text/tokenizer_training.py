@@ -70,15 +70,7 @@ def train_backend(
     sample = sample_documents(documents, max_bytes)
     if not any(map(str.strip, sample)):
         raise DataError("there is no text to train a tokenizer on; check the corpus")
-    if kind in ("wordpiece", "unigram"):
-        # As the learner sees it: Korean in jamo has few letters, and thousands when composed.
-        sample = [unicodedata.normalize("NFC", text) for text in sample]
-        sample = _without_rare_characters(sample, (vocab_size - len(parts.special)) // 2)
-    if kind == "whitespace":
-        names = "|".join(map(re.escape, parts.special.values()))
-        sample = [re.sub(rf"(?<!\S)(?:{names})(?!\S)", " ", text) for text in sample]
-    if kind == "unigram":
-        sample = _without_rare_words(sample, min_frequency)
+    sample = _learnable(sample, kind, vocab_size, min_frequency)
     normalizer = _normalizer(kind, lowercase, strip_accents)
     learner = _assemble(parts, parts.model(), normalizer)
     first = [*parts.special.values(), *(_spellings(learner, sample) if kind == "wordpiece" else ())]
@@ -251,6 +243,19 @@ def _post_processor(kind: str, backend: Tokenizer, special: dict[str, str]) -> A
     if kind == "bpe":  # offsets leave out the space that a token holds
         return processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
     return template
+
+
+def _learnable(sample: list[str], kind: str, vocab_size: int, min_frequency: int) -> list[str]:
+    """What a tokenizer of this kind is to learn from: no rare characters, words or markers."""
+    special = KINDS[kind].special
+    if kind in ("wordpiece", "unigram"):
+        # As the learner sees it: Korean in jamo has few letters, and thousands when composed.
+        sample = [unicodedata.normalize("NFC", text) for text in sample]
+        sample = _without_rare_characters(sample, (vocab_size - len(special)) // 2)
+    if kind == "whitespace":
+        names = "|".join(map(re.escape, special.values()))
+        sample = [re.sub(rf"(?<!\S)(?:{names})(?!\S)", " ", text) for text in sample]
+    return _without_rare_words(sample, min_frequency) if kind == "unigram" else sample
 
 
 def _without_rare_characters(texts: list[str], most: int) -> list[str]:
