@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -158,7 +159,7 @@ def fit(
     course = _Course(task, dev, partial(_fitted, network, _trained(network), training.seed))
     at_step(0)
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
-    losses, broken = list[float](), False
+    losses, broken, told = list[float](), False, time.monotonic()
     for step in steps(state, objective, batches, training, total_steps=total_steps):
         if broken := not np.isfinite(step.loss):
             logger.warning("seed %d: the loss became %s", training.seed, step.loss)
@@ -167,6 +168,9 @@ def fit(
         at_step(step.step)
         if step.step % every == 0 or step.step == total_steps:
             course.look(evaluate(), step.step)
+            if time.monotonic() - told > _QUIET:
+                _tell(training.seed, step.step, total_steps, losses[-every:], course)
+                told = time.monotonic()
         if course.waited >= patience:
             break
     if (best := course.best) is None:  # it broke down before the first scoring
@@ -177,6 +181,23 @@ def fit(
     still = best.steps <= every and _is_flat(losses) and course.is_chance()
     idle = course.collapsed or best.degenerate or still
     return replace(best, degenerate=broken or (idle and total_steps >= _ENOUGH))
+
+
+def _tell(seed: int, step: int, total: int, losses: list[float], course: "_Course") -> None:
+    assert course.best is not None
+    logger.info(
+        "seed %d: step %d of %d  loss %.3f  dev %s %.4f",
+        seed,
+        step,
+        total,
+        np.mean(losses),
+        course.best.report.main,
+        course.found[-1],
+    )
+
+
+_QUIET = 10.0
+"""Seconds of a run after which a scoring is logged."""
 
 
 @dataclass

@@ -106,7 +106,7 @@ class AdaptedModel:
             DivergedError: if a score is no number.
         """
         if isinstance(texts, str):
-            raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
+            raise ConfigError(f"expected a list of texts, found one string; write [{texts[:40]!r}]")
         examples = [self.task.example(text) for text in texts]
         return self.task.decode(_numbers(self.scores(examples)), examples)
 

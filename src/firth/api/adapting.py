@@ -88,6 +88,7 @@ def adapt(
     make = partial(_network, lm, task, adaptation, seeds[0])
     encode = partial(encoded, task, model=lm.model, tokenizer=lm.tokenizer, max_length=length)
     parts = [encode(part) for part in (train, dev)]
+    _warn_of_few_steps(adaptation, len(train))
     _report_cuts(parts[0], length, task)
     seen, held_out = (adaptation.prepare(make, part) for part in parts)
     data = _Data((train, seen), (dev, held_out))
@@ -136,6 +137,22 @@ def _check_arguments(lm: object, task: object, adaptation: object) -> None:
             given = found.__name__ if isinstance(found, type) else repr(found)[:60]
             names = ", ".join(f"firth.{kind.__name__}()" for kind in kinds.values())
             raise ConfigError(f"the {what} is {given}, expected one of {names}")
+
+
+def _warn_of_few_steps(adaptation: Adaptation, num_examples: int) -> None:
+    """Epochs that are given count as they are, and of few examples are few steps."""
+    if adaptation.epochs is None:
+        return
+    steps = max(1, round(adaptation.epochs * -(-num_examples // adaptation.batch_size)))
+    if steps < adaptation.min_steps:
+        logger.warning(
+            "%g epochs of %d examples are %d steps, which may be too few to learn from; where no "
+            "epochs are given there are at least %d (min_steps)",
+            adaptation.epochs,
+            num_examples,
+            steps,
+            adaptation.min_steps,
+        )
 
 
 def _warn_of_idle(adaptation: Adaptation, task: AnyTask) -> None:
@@ -250,7 +267,7 @@ def _fit_seed(
         network = _network(lm, task, adaptation, one)
         fitted = adaptation.fit(network, task, data.train, data.dev, one)
         logger.info(
-            "seed %d: dev %s %.4f after %d steps",
+            "seed %d: dev %s %.4f, best after %d steps",
             one,
             fitted.report.main,
             fitted.report.score,

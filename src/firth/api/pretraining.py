@@ -29,6 +29,7 @@ from firth.api.training_text import (
     check_languages,
     open_training_text,
     some_texts,
+    warn_of_few,
     warn_of_text,
     write_training_text,
 )
@@ -160,7 +161,7 @@ def _prepare(
     origin: str | None,
 ) -> None:
     """Tokenizer, shards and the resolved recipe: whatever is not there yet."""
-    if valid is None:
+    if split := valid is None:
         corpus, valid = corpus.split(valid=recipe.data.valid, seed=recipe.training.seed)
     corpora: dict[str, AnyCorpus] = {"train": corpus, "valid": valid}
     refuse_foreign(run, corpora)
@@ -175,6 +176,8 @@ def _prepare(
         logger.info("%s text: %s", part, text.describe())
         if part == "train":
             check_documents(recipe, text.num_documents)
+        elif split:
+            warn_of_few(text.num_documents)
     if not begun:
         keep_recipe(run, recipe.with_vocabulary(tokenizer.vocabulary))
 
@@ -211,7 +214,8 @@ def _fitting(tokenizer: Tokenizer, recipe: Recipe) -> Tokenizer:
 
 def _train_tokenizer(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus) -> Tokenizer:
     settings = recipe.tokenizer
-    logger.info("training a %s tokenizer of %d tokens", settings.kind, settings.vocab_size)
+    what = settings.kind, settings.vocab_size
+    logger.info("training a %s tokenizer of %d tokens; what it makes of held-out text:", *what)
     tokenizer = Tokenizer.train(
         all_texts(corpus, recipe.data.smoothing),
         kind=settings.kind,

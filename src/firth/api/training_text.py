@@ -1,8 +1,9 @@
 """The token files of a run: of texts, of several languages, or of sources and targets."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,10 @@ def check_languages(corpus: AnyCorpus, valid: AnyCorpus) -> None:
 
 
 def warn_of_text(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus | None) -> None:
-    """Says which settings the text makes idle, and if what is held out is part of the corpus."""
+    """Says what a document is, which settings the text makes idle, and if what is held out is part
+    of the corpus.
+    """
+    _say_documents(corpus)
     if recipe.data.smoothing != DataSettings.smoothing and not isinstance(
         corpus, MultilingualCorpus
     ):
@@ -283,6 +287,34 @@ def all_texts(corpus: AnyCorpus, smoothing: float) -> Iterator[str]:
         yield from corpus.target
     else:
         yield from corpus
+
+
+_FEW = 20
+"""Documents that are too few to stand for the others."""
+
+
+def _say_documents(corpus: AnyCorpus) -> None:
+    """Logs what was taken for a document, where that was not said; of many files of the first."""
+    for name, part in by_language(corpus):
+        if not isinstance(part, Corpus) or part.documents != "auto":
+            continue
+        found = replace(part, files=part.files[:100]).describe()
+        units = Counter(one.unit for one in found if one.format.startswith(".txt"))
+        for unit, count in units.items():
+            files = "1 file" if count == 1 else f"{count} files"
+            where = name and f"{name}: "
+            logger.info("%sone document a %s, in %s (--documents)", where, unit, files)
+
+
+def warn_of_few(num_documents: int) -> None:
+    """Says if the documents that a split holds out can hardly stand for the others."""
+    if num_documents < _FEW:
+        logger.warning(
+            "%d documents are held out, which may be unlike the others: have smaller documents "
+            "(--documents line or block), hold out more (--data.valid 0.1), or give the held-out "
+            "text (--valid)",
+            num_documents,
+        )
 
 
 def some_texts(corpus: AnyCorpus, size: int) -> Iterator[str]:

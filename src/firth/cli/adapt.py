@@ -181,8 +181,9 @@ def _read_test(task: AnyTask, options: Options) -> list[Example]:
 def _print(adapted: AdaptedModel, test: dict[str, float], output: str) -> None:
     for name, (mean, half) in adapted.summary().items():
         print(f"dev {name}\t{mean:.4f}" + ("" if half is None else f" ± {half:.4f}"))
+    which = "\tof the seed that is best on dev" if len(adapted.seeds) > 1 else ""
     for name, value in test.items():
-        print(f"test {name}\t{value:.4f}")
+        print(f"test {name}\t{value:.4f}{which}")
     for name, shares in (
         ("layer mix", adapted.layer_shares()),
         ("layer mix at the output", adapted.layer_shares("output")),

@@ -27,6 +27,7 @@ from firth.text.corpus import Corpus
 from firth.text.files import file_format
 from firth.text.languages import MultilingualCorpus
 from firth.text.pairs import ParallelCorpus
+from firth.text.tokenizers import Tokenizer
 from firth.training import BUDGETS
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,9 @@ class Options:
     start: str | None = None
     """A model to go on from, with its vocabulary and shape: continued pre-training, and the second
     stage of ULMFiT (recipe ulmfit)."""
+    tokenizer: str | None = None
+    """A directory with a tokenizer.json, such as another run, instead of training a tokenizer: runs
+    that share one have perplexities that compare."""
     target: str | None = None
     """For the recipes transformer and seq2seq: a file whose lines are what the lines of the corpus
     become."""
@@ -109,6 +113,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         _corpus(options.corpus, options.target, options),
         options.output,
         valid=valid,
+        tokenizer=Tokenizer.load(options.tokenizer) if options.tokenizer else None,
         start=_start(options),
         device=options.device,
         tensorboard=options.tensorboard,
@@ -205,6 +210,10 @@ def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
     ]
     if options.start is not None and options.size is not None:
         logger.warning("--size: no effect but on the learning rate, the shape is that of --start")
+    if options.tokenizer is not None and (
+        trained := [flag for flag in idle if flag.startswith(("--vocab", "--tokenizer."))]
+    ):
+        logger.warning("%s: no effect, the tokenizer is given", ", ".join(trained))
     if options.start is not None and idle:
         logger.warning("%s: no effect, shape and tokenizer are those of --start", ", ".join(idle))
     return chosen.with_settings({**given, **settings})

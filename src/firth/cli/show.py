@@ -1,5 +1,6 @@
 """`firth recipes`, `firth inspect` and `firth demo`."""
 
+import inspect as inspection
 import json
 import math
 from collections.abc import Sequence
@@ -72,9 +73,11 @@ def recipes(arguments: Sequence[str]) -> None:
     if options.json:
         print(_json(shown))
         return
-    print((RECIPES[name].__doc__ or "").strip() + "\n")
+    # As a file of settings is written, so that it can be one (--config): TOML has no null.
+    description = inspection.cleandoc(RECIPES[name].__doc__ or "")
+    print("\n".join(f"# {line}".rstrip() for line in description.splitlines()) + "\n")
     for path, value in _flat(shown):
-        print(f"{path} = {_json(value)}")
+        print(f"{'# ' if value is None else ''}{path} = {_json(value)}")
 
 
 def _flat(tree: dict[str, Any], place: str = "") -> list[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """`firth embed`, `firth fill`, `firth score` and `firth generate`."""
 
+import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -139,11 +140,12 @@ def embed(arguments: Sequence[str]) -> None:
     shape = model.embed([""], layers=layers).shape[1:]
     vectors = np.concatenate([np.empty((0, *shape), np.float32), *(one.vectors for one in found)])
     _write(target, vectors)
-    with units.open("w", encoding="utf-8") as file:
+    with units.open("w", encoding="utf-8", newline="") as file:
         file.write(_UNITS)
+        rows = csv.writer(file, delimiter="\t", lineterminator="\n")  # a unit may be a quote
         for number, one_text in enumerate(found, 1):
             for unit, (start, end) in zip(one_text.units, one_text.offsets, strict=True):
-                file.write(f"{number}\t{start}\t{end}\t{unit}\n")
+                rows.writerow((number, start, end, unit))
     print(f"{target}\t{'x'.join(map(str, vectors.shape))}\t{units}")
 
 

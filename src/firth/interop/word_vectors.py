@@ -126,7 +126,8 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
         if len(row) != size or not size or not np.isfinite(row).all():
             raise DataError(
                 f"{path}: line {number} is {line[:50]!r}; expected a word and {size or 'some'} "
-                "finite numbers, with single spaces between them"
+                "finite numbers, with single spaces between them (a text is no model: the model "
+                "comes first)"
             )
         words.append(word)
         rows.append(row)

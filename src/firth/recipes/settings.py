@@ -149,7 +149,7 @@ class Recipe:
         if isinstance(training, dict) and set(training) & set(BUDGETS):
             tree["training"] = {**dict.fromkeys(BUDGETS), **training}
         changed = merge(self, tree, where=where)
-        for setting, reason in _without_effect(changed, tree):
+        for setting, reason in _without_effect(changed, _other(tree, self)):
             logger.warning("%s%s has no effect: %s", where and f"{where}: ", setting, reason)
         return changed
 
@@ -326,6 +326,18 @@ def _idle_in_training(chosen: Recipe, settings: Mapping[str, Any]) -> Iterator[t
     for name in settings.get("schedule", ()):
         if shape not in _OF_SHAPES.get(name, (shape,)):
             yield f"training.schedule.{name}", f"the shape is {shape}"
+
+
+def _other(tree: Mapping[str, Any], before: Any) -> dict[str, Any]:
+    """Those settings of a tree that are not as they were before."""
+    found = {}
+    for name, value in tree.items():
+        own = getattr(before, name, None)
+        if isinstance(value, Mapping):
+            found[name] = _other(value, own)
+        elif value != own:
+            found[name] = value
+    return found
 
 
 def _without_effect(

@@ -202,8 +202,17 @@ class Tagging:
 
         A tag that training never saw counts as an error. The details hold `per_tag` (precision,
         recall, F1, count), `per_span`, the most frequent `confusions` and some `errors`.
+
+        Raises:
+            DataError: if an example has no tags, or all of them are others than the task's.
         """
         expected = [_tags(example) for example in examples]
+        given = {tag for tags in expected for tag in tags}
+        if given and not given & set(self.labels):
+            raise DataError(
+                f"the tags are {', '.join(sorted(given)[:8])}, and the model knows "
+                f"{', '.join(self.labels[:8])}, none of them; is it another file or column?"
+            )
         found = [[self.labels[i] for i in rows.argmax(axis=1)] for rows in scores]
         names = sorted({*self.labels, *(tag for tags in expected for tag in tags)})
         true, guess = (_flat(tags, names) for tags in (expected, found))

@@ -83,6 +83,8 @@ def find_files(paths: Iterable[str | Path]) -> tuple[Path, ...]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
+        if _of_index(path):
+            raise DataError(f"{path}: an index of words, no text; neighbours has it as --index")
         matches = _below(path)
     elif path.exists():
         if not file_format(path)[0]:
@@ -148,11 +150,15 @@ def _without_models(files: list[Path], path: Path) -> list[Path]:
 
 def _written_by_firth(folder: Path) -> bool:
     """Whether a folder is a run, an adapted model or an index of words."""
-    if any(_is_of_index(folder / name) for name in ("manifest.json", "progress.json")):
+    if _of_index(folder):
         return True
     recipe = folder / "recipe.json"
     own = recipe.is_file() and b'"requested"' in recipe.read_bytes()
     return own or (folder / "adaptation.json").is_file()
+
+
+def _of_index(folder: Path) -> bool:
+    return any(_is_of_index(folder / name) for name in ("manifest.json", "progress.json"))
 
 
 def _is_of_index(file: Path) -> bool:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 MOST_UNKNOWN = 0.01
 """Share of the characters under unknown tokens above which a vocabulary of pieces is doubtful."""
+_ENOUGH = 20
+"""Words for each entry of a vocabulary from which it shows what is never used."""
 SHOWN = 12
 """Lost characters listed in the rows."""
 
@@ -84,13 +86,16 @@ class VocabularyReport:
         shown = ", ".join(
             f"{_name(character)} {count:,}" for character, count in list(self.lost.items())[:SHOWN]
         )
+        unused = f"{self.unused_share:.1%} of {self.num_entries:,}"
+        if self.num_units < _ENOUGH * self.num_entries:
+            unused += f" (of {self.num_units:,} words and marks, too few to tell)"
         return [
             ("words in the sample", f"{self.num_words:,}"),
             ("tokens per word", f"{self.tokens_per_word:.2f}"),
             ("words cut into pieces", f"{self.cut_share:.1%}"),
             ("unknown tokens", f"{self.unknown_share:.3%}"),
             ("characters in unknown tokens", f"{self.unknown_character_share:.3%}"),
-            ("entries never used", f"{self.unused_share:.1%} of {self.num_entries:,}"),
+            ("entries never used", unused),
             ("characters lost by normalisation", f"{self.lost_share:.3%}"),
             ("most often lost", shown or "none"),
         ]
