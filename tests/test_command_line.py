@@ -1,5 +1,6 @@
 """What the command line says of commands that cannot be meant so, and of files of other kinds."""
 
+import csv
 import errno
 import io
 import json
@@ -15,6 +16,9 @@ import pytest
 
 import firth
 from firth.cli import main
+from firth.config import read_toml
+from firth.errors import DataError
+from firth.protocols import Example
 from firth.training import checkpoint
 
 TEXTS = ["The tide is in.", "The boats, it is said, went out."]
@@ -345,3 +349,98 @@ def test_usage_has_colours_unless_none_are_wanted(wanted, tiny_run, said, monkey
 def test_sizes_are_of_a_recipe(said):
     code, _, err = said("recipes", "--size", "tiny")
     assert (code, "--size and --vocab are of one recipe" in err) == (2, True)
+
+
+def test_units_are_a_table_that_others_read(tiny_run, tables, said):
+    (tables / "q.txt").write_text('He said "the tide".\nAnd left.\n')
+    code, _, err = said(
+        "embed", tiny_run, tables / "q.txt", "-o", tables / "q.npy", "--unit", "word"
+    )
+    assert code == 0, err
+    with (tables / "q.units.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert len(rows) == len(np.load(tables / "q.npy"))
+    words = ["He", "said", '"', "the", "tide", '"', ".", "And", "left", "."]
+    assert [row["unit"] for row in rows] == words
+    assert [row["line"] for row in rows] == ["1"] * 7 + ["2"] * 3
+
+
+def test_what_recipes_show_is_a_file_of_settings(said, tmp_path):
+    for name in ("modern-bert", "elmo", "transformer", "word2vec"):
+        code, shown, _ = said("recipes", "show", name)
+        (tmp_path / "shown.toml").write_text(shown)
+        assert code == 0
+        chosen = firth.recipe(name).with_settings(read_toml(tmp_path / "shown.toml"))
+        assert chosen == firth.recipe(name)
+
+
+def test_settings_that_stay_as_they_are_are_not_idle(caplog):
+    recipe = firth.recipe("modern-bert")
+    recipe.with_settings({"model.position_offset": 0, "training.schedule.floor": 0.0})
+    assert not caplog.records
+    recipe.with_settings({"model.position_offset": 2})
+    assert len(caplog.records) == 1
+
+
+def test_a_tokenizer_is_taken_over(tiny_run, papers, tmp_path, said):
+    (tmp_path / "a.txt").write_text("\n".join(papers[:80]))
+    command = ("pretrain", "bert", tmp_path / "a.txt", "-o", tmp_path / "run", "--size", "tiny")
+    small = ("--steps", "1", "--training.batch_tokens", "256", "--documents", "line")
+    more = ("--data.valid", "0.2", "--tokenizer", tiny_run, "--vocab", "99")
+    code, _, err = said(*command, *small, *more)
+    assert code == 0, err
+    assert "--vocab: no effect, the tokenizer is given" in err
+    own, other = (firth.Tokenizer.load(path) for path in (tmp_path / "run", tiny_run))
+    assert own.content_hash == other.content_hash
+
+
+def test_what_a_document_is_and_that_few_are_held_out_is_said(papers, tmp_path, said):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(papers[:40]))
+    command = ("pretrain", "bert", tmp_path / "a.txt", tmp_path / "b.txt", "--size", "tiny")
+    small = ("--steps", "1", "--training.batch_tokens", "256", "--data.valid", "0.1")
+    code, _, err = said(*command, *small, "-o", tmp_path / "run")
+    assert code == 0, err
+    assert "one document a block, in 2 files (--documents)" in err
+    assert "documents are held out, which may be unlike the others" in err
+    _, _, err = said(*command, *small, "-o", tmp_path / "lines", "--documents", "line")
+    assert "one document" not in err
+
+
+def test_an_index_is_no_text(tmp_path, said):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "words.txt").write_text("tide\n")
+    (tmp_path / "index" / "manifest.json").write_text('{"sizes": {"words.txt": 5}}')
+    code, _, err = said(
+        "pretrain", "bert", tmp_path / "index", "-o", tmp_path / "run", "--steps", "1"
+    )
+    assert code == 3
+    assert "an index of words, no text" in err
+
+
+def test_epochs_that_are_few_steps_are_named_and_a_long_run_tells_how_it_goes(
+    tiny_run, tables, said, monkeypatch
+):
+    monkeypatch.setattr("firth.adaptation.fitting._QUIET", 0.0)
+    rows = "".join(f"text {i}\t{'ab'[i % 2]}\n" for i in range(40))
+    (tables / "b.tsv").write_text("text\tlabel\n" + rows)
+    command = ("adapt", tiny_run, tables / "b.tsv", "--test", tables / "b.tsv", "--overwrite")
+    for seeds in (1, 2):
+        how = ("--seeds", seeds, "finetune", "--epochs", "3", "--restarts", "0")
+        code, out, err = said(*command, "-o", tables / "out", *how)
+        assert code in (0, 4), err
+        assert "3 epochs of 35 examples are 6 steps" in err
+        assert "seed 0: step 4 of 6  loss " in err
+        assert code == 4 or ("of the seed that is best on dev" in out) == (seeds > 1)
+    _, _, err = said(*command, "-o", tables / "out", "finetune", "--min-steps", "4")
+    assert "epochs of" not in err
+
+
+def test_tags_of_another_kind_are_refused(tiny_run, tmp_path):
+    words = ("the", "tide", "turns")
+    examples = [Example(texts=(words,), label=("DET", "NOUN", "VERB"))] * 12
+    how = firth.FineTuning(epochs=1, restarts=0)
+    adapted = firth.adapt(firth.load(tiny_run), firth.Tagging(), examples, how)
+    with pytest.raises(DataError, match=r"the tags are B-PER, O, and the model knows DET, NOUN"):
+        adapted.evaluate([Example(texts=(words,), label=("O", "B-PER", "O"))])
+    assert adapted.evaluate([Example(texts=(words,), label=("DET", "X", "X"))]).num_examples == 1

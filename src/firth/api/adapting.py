@@ -77,7 +77,6 @@ def adapt(
     adaptation = adaptation or FineTuning()
     seeds = _checked_seeds(seeds)
     _check_arguments(lm, task, adaptation)
-    _warn_of_idle(adaptation, task)
     if adaptation.precision == "auto":
         adaptation = replace(adaptation, precision=lm.precision)
     of_file = isinstance(train, (str, Path))
@@ -88,7 +87,7 @@ def adapt(
     make = partial(_network, lm, task, adaptation, seeds[0])
     encode = partial(encoded, task, model=lm.model, tokenizer=lm.tokenizer, max_length=length)
     parts = [encode(part) for part in (train, dev)]
-    _warn_of_few_steps(adaptation, len(train))
+    _warn_of_settings(adaptation, task, len(train))
     _report_cuts(parts[0], length, task)
     seen, held_out = (adaptation.prepare(make, part) for part in parts)
     data = _Data((train, seen), (dev, held_out))
@@ -139,8 +138,10 @@ def _check_arguments(lm: object, task: object, adaptation: object) -> None:
             raise ConfigError(f"the {what} is {given}, expected one of {names}")
 
 
-def _warn_of_few_steps(adaptation: Adaptation, num_examples: int) -> None:
-    """Epochs that are given count as they are, and of few examples are few steps."""
+def _warn_of_settings(adaptation: Adaptation, task: AnyTask, num_examples: int) -> None:
+    """Says which settings are idle, and if the epochs given are few steps."""
+    for name, reason in idle_settings(adaptation, task.unit):
+        logger.warning("%s has no effect: %s", name, reason)
     if adaptation.epochs is None:
         return
     steps = max(1, round(adaptation.epochs * -(-num_examples // adaptation.batch_size)))
@@ -153,11 +154,6 @@ def _warn_of_few_steps(adaptation: Adaptation, num_examples: int) -> None:
             steps,
             adaptation.min_steps,
         )
-
-
-def _warn_of_idle(adaptation: Adaptation, task: AnyTask) -> None:
-    for name, reason in idle_settings(adaptation, task.unit):
-        logger.warning("%s has no effect: %s", name, reason)
 
 
 def _parts(
