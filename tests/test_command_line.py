@@ -436,11 +436,11 @@ def test_epochs_that_are_few_steps_are_named_and_a_long_run_tells_how_it_goes(
     assert "epochs of" not in err
 
 
-def test_tags_of_another_kind_are_refused(tiny_run, tmp_path):
+def test_tags_of_another_kind_are_refused(tiny_run):
     words = ("the", "tide", "turns")
     examples = [Example(texts=(words,), label=("DET", "NOUN", "VERB"))] * 12
     how = firth.FineTuning(epochs=1, restarts=0)
-    adapted = firth.adapt(firth.load(tiny_run), firth.Tagging(), examples, how)
+    adapted = firth.adapt(firth.load(tiny_run), firth.Tagging(), examples, how, dev=examples)
     with pytest.raises(DataError, match=r"the tags are B-PER, O, and the model knows DET, NOUN"):
         adapted.evaluate([Example(texts=(words,), label=("O", "B-PER", "O"))])
     assert adapted.evaluate([Example(texts=(words,), label=("DET", "X", "X"))]).num_examples == 1
