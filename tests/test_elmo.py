@@ -380,7 +380,9 @@ def test_greedy_writing_is_what_the_whole_text_says(lm, backward):
     text = [*ids, *prompt[1:]] if backward else [*prompt[:-1], *ids]
     with torch.no_grad():
         hidden = lm.model(batch_of([int(i) for i in text])).last
-        best = lm.model.logits(hidden, backward=backward).argmax(1).tolist()
+        scores = lm.model.logits(hidden, backward=backward)
+        scores[:, lm.tokenizer.vocabulary.unknown] = -torch.inf  # never written
+        best = scores.argmax(1).tolist()
     places = range(len(ids)) if backward else range(len(prompt) - 1, len(text))
     for place, word in zip(places, ids, strict=True):
         assert best[place + 1 if backward else place - 1] == word
@@ -509,3 +511,19 @@ def test_words_seen_once_are_spelled_in_training_on_request(least, papers, tmp_p
 def test_shapes_that_no_elmo_has_are_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
         ElmoConfig(vocab_size=10, output_size=10, **setting)
+
+
+@pytest.mark.parametrize("settings", [{}, {"beams": 3}, {"backward": True}, {"temperature": 1.0}])
+def test_the_class_of_all_rare_words_is_not_written(settings, lm):
+    unknown = lm.tokenizer.token(lm.tokenizer.vocabulary.unknown)
+    with torch.no_grad():
+        before = lm.model.head.bias[lm.tokenizer.vocabulary.unknown].item()
+        lm.model.head.bias[lm.tokenizer.vocabulary.unknown] = 50.0
+    try:
+        one = lm.generate("the model", max_tokens=8, **settings)
+        assert len(one.tokens) > 0 or one.ended == "end"
+        assert unknown not in one.tokens
+        assert one.log_probabilities.max() < -20  # the class has its share all the same
+    finally:
+        with torch.no_grad():
+            lm.model.head.bias[lm.tokenizer.vocabulary.unknown] = before

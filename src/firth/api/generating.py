@@ -11,7 +11,14 @@ import numpy as np
 from firth.config import from_dict
 from firth.errors import ConfigError, UnsupportedError
 from firth.inference.beam_search import beam_search
-from firth.inference.generation import Continuation, Decoding, Ended, Stop, continuations
+from firth.inference.generation import (
+    Continuation,
+    Decoding,
+    Ended,
+    Stop,
+    continuations,
+    never_written,
+)
 from firth.interop.generators import END_TOKENS
 from firth.models import AWDLSTM, Elmo, SourceToTarget
 
@@ -98,6 +105,7 @@ def _generate(
         "ends": _closing(lm, how),
         "stop": _stops(lm, stop, how),
         "size": lm.tokenizer.vocabulary.size,
+        "never": never_written(lm.tokenizer),
         "sources": part.sources,
     }
     if how.beams > 1:
@@ -120,6 +128,7 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
         ends=_closing(lm, how),
         stop=_stops(lm, stop, how),
         size=lm.tokenizer.vocabulary.size,
+        never=never_written(lm.tokenizer),
         sources=prompts.sources,
     ):
         now = _generated(lm, text, one, stop, how).continuation

@@ -104,6 +104,7 @@ def beam_search(
     ends: Collection[int],
     stop: Stop = lambda _prompt, _ids: False,
     size: int | None = None,
+    never: Sequence[int] = (),
     sources: Sequence[np.ndarray] | None = None,
 ) -> list[list[Continuation]]:
     """The best continuations of each prompt, best first (Sutskever et al. 2014, section 3.2).
@@ -119,10 +120,11 @@ def beam_search(
         ends: tokens that close a text.
         stop: closes a hypothesis early.
         size: of the tokenizer's vocabulary, where the model may have rows that no token has.
+        never: tokens that are not written.
         sources: token ids of what an encoder reads, one for each prompt.
     """
     room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
-    reader = Reader(engine, prompts, room, sources, size=size, backward=how.backward)
+    reader = Reader(engine, prompts, room, sources, size=size, never=never, backward=how.backward)
     searches = [
         _Search(prompt, min(how.max_tokens, engine.max_length - len(prompt)), stop)
         for prompt in prompts

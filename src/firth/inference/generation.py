@@ -15,8 +15,9 @@ from firth.errors import ConfigError
 from firth.inference.forward import Engine, check_numbers
 from firth.inference.packing import packed_for
 from firth.models.cache import Cache
-from firth.protocols import Batch
+from firth.protocols import ABSENT, Batch
 from firth.text.batches import collate
+from firth.text.tokenizers import Tokenizer
 
 Ended = Literal["end", "stop", "length"]
 """Why a text ends: its closing token, a stop string, or no room for more tokens."""
@@ -81,6 +82,14 @@ class Continuation:
     ended: Ended | None = None
 
 
+def never_written(tokenizer: Tokenizer) -> list[int]:
+    """The unknown token of a vocabulary of whole words: one class for all rare words, which is the
+    likeliest word of all.
+    """
+    unknown = tokenizer.vocabulary.unknown
+    return [unknown] if tokenizer.whole_words and unknown != ABSENT else []
+
+
 Stop = Callable[[np.ndarray, Sequence[int]], bool]
 """Whether the tokens after a prompt end with something to stop at."""
 
@@ -93,6 +102,7 @@ def continuations(
     ends: Collection[int],
     stop: Stop,
     size: int | None = None,
+    never: Sequence[int] = (),
     sources: Sequence[np.ndarray] | None = None,
     places: Sequence[int] | None = None,
 ) -> Iterator[list[Continuation]]:
@@ -108,6 +118,7 @@ def continuations(
         ends: tokens that close a text.
         stop: ends a text early.
         size: of the tokenizer's vocabulary, where the model may have rows that no token has.
+        never: tokens that are not written (see `never_written`).
         sources: token ids of what an encoder reads, one for each prompt.
         places: of the prompts in the list they were given in; by default they are that list.
 
@@ -117,7 +128,7 @@ def continuations(
     room = min(engine.max_length, max(map(len, prompts)) + how.max_tokens)
     found = [Continuation() for _ in prompts]
     randoms = [np.random.default_rng((how.seed, i)) for i in places or range(len(prompts))]
-    reader = Reader(engine, prompts, room, sources, size=size, backward=how.backward)
+    reader = Reader(engine, prompts, room, sources, size=size, never=never, backward=how.backward)
     alive = list(range(len(prompts)))
     while alive:
         history = (tokens_of_text(prompts[i], found[i].ids, ends) for i in alive)
@@ -217,10 +228,11 @@ class Reader:
         sources: Sequence[np.ndarray] | None = None,
         *,
         size: int | None = None,
+        never: Sequence[int] = (),
         backward: bool = False,
     ) -> None:
         """Reads the prompts; `backward` ones come in that order."""
-        self.engine, self.size = engine, size
+        self.engine, self.size, self.never = engine, size, list(never)
         self.model, self.steps = engine.model.eval(), 0
         self.how = {"backward": True} if backward else {}
         self.cache: Cache = engine.model.new_cache(room, **self.how)  # type: ignore[operator]
@@ -255,5 +267,7 @@ class Reader:
             states = last if at is None else last[at]
             scores = replace(engine, model=self.model).logits(states, **self.how)
             logs = torch.log_softmax(scores, dim=-1)
-        check_numbers(logs[:, 0])
-        self.scores, self.logs = scores[:, : self.size], logs[:, : self.size]
+            check_numbers(logs[:, 0])
+            self.scores, self.logs = scores[:, : self.size], logs[:, : self.size]
+            if self.never:
+                self.scores[:, self.never] = self.logs[:, self.never] = -torch.inf

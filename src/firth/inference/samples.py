@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from firth.inference.forward import Engine
-from firth.inference.generation import Decoding, continuations
+from firth.inference.generation import Decoding, continuations, never_written
 from firth.inference.scoring import fill, token_text
-from firth.protocols import Encoding, Tokenizer
+from firth.protocols import Encoding
+from firth.text.tokenizers import Tokenizer
 
 
 def filled_blanks(
@@ -62,6 +63,7 @@ def continued_texts(
         ends=[vocabulary.last],
         stop=lambda *_: False,
         size=vocabulary.size,
+        never=never_written(tokenizer),
     )
     return [
         _one_line(f"{tokenizer.decode(half.tolist())}  ->  {tokenizer.decode(one.ids)}")
@@ -82,6 +84,7 @@ def written_texts(
         ends=[vocabulary.last],
         stop=lambda *_: False,
         size=vocabulary.size,
+        never=never_written(tokenizer),
         sources=closed,
     )
     return [
