@@ -20,12 +20,7 @@ from firth.api.language_model import show_words
 from firth.atomic import write_file, write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.device import Precision
-from firth.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    UnsupportedError,
-)
+from firth.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from firth.inference.forward import Engine, check_numbers
 from firth.interop.files import ADAPTED, TASK_NETWORK, write_model
 from firth.interop.huggingface import (

@@ -11,11 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from firth.api.continuing import (
-    check_given,
-    copy_weights,
-    own_tokenizer,
-)
+from firth.api.continuing import check_given, copy_weights, own_tokenizer
 from firth.api.language_model import LanguageModel, show_words
 from firth.api.model_card import is_recurrent, keep_card, model_card
 from firth.api.run_directory import begin, keep_recipe, only_writer, read_recipe, refuse_foreign
@@ -381,7 +377,8 @@ def _sampler(
     starts = shards.document_starts
     chosen = rng.permutation(len(starts) - 1)[:count]
     begins = [int(starts[i]) for i in chosen]
-    longest = recipe.data.max_length - 2 if text.source else min(16, recipe.data.max_length - 2)
+    room = recipe.data.max_length - 2
+    longest = min(16, room) if text.source is None else room
     ends = [min(int(starts[i + 1]), int(starts[i]) + longest) for i in chosen]
     texts = [np.array(shards.tokens(a, b)) for a, b in zip(begins, ends, strict=True)]
     backward = getattr(recipe.objective, "backward", False)
