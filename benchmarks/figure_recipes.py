@@ -13,6 +13,7 @@ asked for stay.
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,19 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def kept(file: Path, row: dict[str, Any], key: str, order: Sequence[str]) -> list[dict[str, Any]]:
+    """Puts a row among those that a file has, in place of its own."""
+    rows = json.loads(file.read_text()) if file.is_file() else []
+    rows = [one for one in rows if one[key] != row[key]] + [row]
+    rows.sort(key=lambda one: order.index(one[key]))
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
 def write(row: dict[str, Any]) -> None:
     """Puts a row among those that are there, and makes the table anew."""
-    file = RESULTS / "recipes.json"
-    rows = json.loads(file.read_text()) if file.is_file() else []
-    rows = [one for one in rows if one["recipe"] != row["recipe"]] + [row]
-    rows.sort(key=lambda one: list(RECIPES).index(one["recipe"]))
-    RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    rows = kept(RESULTS / "recipes.json", row, "recipe", list(RECIPES))
     lines = [
         "| recipe | parameters | tokens | perplexity | BLiMP | without permutations | SST-2, 500 "
         "labels | from scratch |",
@@ -105,15 +111,22 @@ def write(row: dict[str, Any]) -> None:
     (RESULTS / "recipes.md").write_text("\n".join(lines) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def options(doc: str | None, names: Sequence[str], **defaults: float) -> argparse.ArgumentParser:
+    """Those of a figure that pre-trains recipes for equal minutes."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, required=True, help="where the models are kept")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--pairs", type=int, default=200, help="of each paradigm of BLiMP")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--recipes", nargs="+", default=list(names), choices=list(names))
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--seeds", type=int)
     parser.add_argument("--threads", type=int, default=2)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__, list(RECIPES), minutes=30.0, seeds=5)
+    parser.add_argument("--pairs", type=int, default=200, help="of each paradigm of BLiMP")
     given = parser.parse_args()
     prepare_process(given.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

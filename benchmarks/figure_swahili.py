@@ -14,7 +14,6 @@ for stay.
 
 import argparse
 import io
-import json
 import logging
 import re
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import zstandard
 from figure_features import scratch, shown
+from figure_recipes import kept, options
 from figure_sst2 import with_tfidf
 
 import firth
@@ -114,12 +114,7 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
 
 def write(row: dict[str, Any]) -> None:
     """Puts a row among those that are there, and makes the table anew."""
-    file = RESULTS / "swahili.json"
-    rows = json.loads(file.read_text()) if file.is_file() else []
-    rows = [one for one in rows if one["system"] != row["system"]] + [row]
-    rows.sort(key=lambda one: ROWS.index(one["system"]))
-    RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    rows = kept(RESULTS / "swahili.json", row, "system", ROWS)
     lines = ["| | parameters | parts of speech | topics of headlines |", "| --- |" + " --- |" * 3]
     for one in rows:
         size = f"{one['parameters'] / 1e6:.1f}M" if "parameters" in one else ""
@@ -129,14 +124,7 @@ def write(row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--runs", type=Path, required=True, help="where the models are kept")
-    parser.add_argument("--recipes", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
+    given = options(__doc__, ROWS, minutes=8.0, seeds=3).parse_args()
     prepare_process(given.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in given.recipes:
