@@ -26,7 +26,7 @@ _BLANKS = (
 )
 _LABELS, _DEV = 1000, 250
 _SEEDS = (0, 1, 2)
-_SLOW = 50
+_SLOW = 100
 """Fewer steps of pre-training in a minute than this, and training for the task is cut by half."""
 _LONGEST = 300.0
 """Seconds: further seeds are run if all is done by then."""
@@ -82,7 +82,7 @@ def _recipe(minutes: float) -> Recipe:
         chosen.training,
         steps=None,
         minutes=minutes,
-        batch_tokens=4096,
+        batch_tokens=2048,
         evaluate_every=250,
         save_every=500,
     )
@@ -116,7 +116,7 @@ def _compared(
     dev = [example for example in dev if example.texts not in known][:_DEV]
     scratch = LanguageModel(build(lm.model.config).eval(), lm.tokenizer)
     systems = {
-        "pre-trained": (lm, FineTuning(epochs=4 * part)),
+        "pre-trained": (lm, FineTuning(min_steps=round(300 * part))),
         "the same network from scratch": (scratch, FineTuning(epochs=12 * part, reset_layers=0)),
     }
     reports: dict[str, list[Report]] = {name: [] for name in systems}
