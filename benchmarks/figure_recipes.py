@@ -13,7 +13,7 @@ asked for stay.
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +124,18 @@ def options(doc: str | None, names: Sequence[str], **defaults: float) -> argpars
     return parser
 
 
-def main() -> None:
-    parser = options(__doc__, list(RECIPES), minutes=30.0, seeds=5)
-    parser.add_argument("--pairs", type=int, default=200, help="of each paradigm of BLiMP")
-    given = parser.parse_args()
+def measure(given: argparse.Namespace, one: Callable[[str, argparse.Namespace], None]) -> None:
+    """Has each of the recipes that are asked for measured."""
     prepare_process(given.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in given.recipes:
-        write(measured(name, given))
+        one(name, given)
+
+
+def main() -> None:
+    parser = options(__doc__, list(RECIPES), minutes=30.0, seeds=5)
+    parser.add_argument("--pairs", type=int, default=200, help="of each paradigm of BLiMP")
+    measure(parser.parse_args(), lambda name, given: write(measured(name, given)))
 
 
 if __name__ == "__main__":

@@ -14,19 +14,17 @@ for stay.
 
 import argparse
 import io
-import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import zstandard
 from figure_features import scratch, shown
-from figure_recipes import kept, options
+from figure_recipes import kept, measure, options
 from figure_sst2 import with_tfidf
 
 import firth
 from firth.adaptation import Adaptation
-from firth.device import prepare_process
 
 RESULTS = Path(__file__).parent / "results"
 RECIPES: dict[str, dict[str, Any]] = {
@@ -125,10 +123,7 @@ def write(row: dict[str, Any]) -> None:
 
 def main() -> None:
     given = options(__doc__, ROWS, minutes=8.0, seeds=3).parse_args()
-    prepare_process(given.threads)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in given.recipes:
-        write(measured(name, given))
+    measure(given, lambda name, given: write(measured(name, given)))
 
 
 if __name__ == "__main__":

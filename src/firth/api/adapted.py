@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -186,7 +187,7 @@ class AdaptedModel:
 
 
 def _numbers(scores: Scores) -> Scores:
-    for rows in scores:
+    for rows in (scores,) if isinstance(scores, np.ndarray) else scores:
         check_numbers(torch.as_tensor(rows))
     return scores
 

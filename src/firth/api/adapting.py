@@ -92,14 +92,7 @@ def adapt(
     seen, held_out = (adaptation.prepare(make, part) for part in parts)
     data = _Data((train, seen), (dev, held_out))
     results = _fit_seeds(lm, task, data, adaptation, seeds)
-    if all(fitted.degenerate for fitted in results):
-        raise DivergedError(
-            f"every run was degenerate (dev {results[0].report.main} "
-            f"{results[0].report.score:.3f}): one answer for everything, or a loss that never "
-            f"moved; lower the learning rate (now {adaptation.lr:g}), train longer, choose by "
-            "another metric if one label is most of all, or look at the labels"
-        )
-    best = max(results, key=_rank)
+    best = _best(results, adaptation)
     network = _network(lm, task, adaptation, best.seed)
     network.load_state_dict(best.weights, strict=False)
     return AdaptedModel(
@@ -245,6 +238,22 @@ def _fit_seeds(
             logger.warning("interrupted in seed %d; %d before it are kept", seed, len(results))
             break
     return results
+
+
+def _best(results: Sequence[Fitted], adaptation: Adaptation) -> Fitted:
+    """The run that is best on dev.
+
+    Raises:
+        DivergedError: if all are degenerate.
+    """
+    if all(fitted.degenerate for fitted in results):
+        raise DivergedError(
+            f"every run was degenerate (dev {results[0].report.main} "
+            f"{results[0].report.score:.3f}): one answer for everything, or a loss that never "
+            f"moved; lower the learning rate (now {adaptation.lr:g}), train longer, choose by "
+            "another metric if one label is most of all, or look at the labels"
+        )
+    return max(results, key=_rank)
 
 
 def _rank(fitted: Fitted) -> tuple[bool, float]:

@@ -14,6 +14,7 @@ from torch import nn
 from firth.api.continuing import check_given, copy_weights, own_tokenizer
 from firth.api.language_model import LanguageModel, show_words
 from firth.api.model_card import is_recurrent, keep_card, model_card
+from firth.api.neighbours import weights_hash
 from firth.api.run_directory import begin, keep_recipe, only_writer, read_recipe, refuse_foreign
 from firth.api.static_training import check_word_vectors, train_static
 from firth.api.training_text import (
@@ -124,7 +125,7 @@ def pretrain(
     ranks, torch_device = _join(recipe, device)
     with only_writer(run) if ranks.first else nullcontext():
         if ranks.first:
-            origin = start and start.weights_hash
+            origin = start and weights_hash(start.model)  # as they are now
             _prepare(run, recipe, corpus, valid, tokenizer, origin)
         wait(ranks)
         _train(run, _How(ranks, torch_device, tensorboard, resume_hint, start))

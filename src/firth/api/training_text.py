@@ -289,6 +289,8 @@ def all_texts(corpus: AnyCorpus, smoothing: float) -> Iterator[str]:
         yield from corpus
 
 
+_LOOKED = 20
+"""Files of which it is said what a document is: each is opened for that."""
 _FEW = 20
 """Documents that are too few to stand for the others."""
 
@@ -298,10 +300,11 @@ def _say_documents(corpus: AnyCorpus) -> None:
     for name, part in by_language(corpus):
         if not isinstance(part, Corpus) or part.documents != "auto":
             continue
-        found = replace(part, files=part.files[:100]).describe()
+        found = replace(part, files=part.files[:_LOOKED]).describe()
         units = Counter(one.unit for one in found if one.format.startswith(".txt"))
         for unit, count in units.items():
             files = "1 file" if count == 1 else f"{count} files"
+            files += f" of the first {_LOOKED}" if len(part.files) > _LOOKED else ""
             where = name and f"{name}: "
             logger.info("%sone document a %s, in %s (--documents)", where, unit, files)
 
