@@ -7,7 +7,7 @@ batches of 4,096 tokens. Then: the perplexity of held-out text (each objective's
 those of one kind compare), BLiMP (the first pairs of each paradigm), and SST-2 with 500 labels as
 in `figure_sst2.py`, fine-tuned, and the same network from scratch. Runs in RUNS are taken up
 again. Writes benchmarks/results/recipes.{json,md} after every recipe; rows of recipes that are not
-asked for stay.
+asked for, and those of other minutes (which need another RUNS), stay.
 """
 
 import argparse
@@ -83,10 +83,13 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def kept(file: Path, row: dict[str, Any], key: str, order: Sequence[str]) -> list[dict[str, Any]]:
-    """Puts a row among those that a file has, in place of its own."""
+    """Puts a row among those that a file has, in place of its own of as many minutes."""
+
+    def place(one: dict[str, Any]) -> tuple[int, float]:
+        return order.index(one[key]), one["minutes"]
+
     rows = json.loads(file.read_text()) if file.is_file() else []
-    rows = [one for one in rows if one[key] != row[key]] + [row]
-    rows.sort(key=lambda one: order.index(one[key]))
+    rows = sorted([one for one in rows if place(one) != place(row)] + [row], key=place)
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
@@ -96,16 +99,17 @@ def write(row: dict[str, Any]) -> None:
     """Puts a row among those that are there, and makes the table anew."""
     rows = kept(RESULTS / "recipes.json", row, "recipe", list(RECIPES))
     lines = [
-        "| recipe | parameters | tokens | perplexity | BLiMP | without permutations | SST-2, 500 "
-        "labels | from scratch |",
-        "| --- |" + " --- |" * 7,
+        "| recipe | minutes | parameters | tokens | perplexity | BLiMP | without permutations | "
+        "SST-2, 500 labels | from scratch |",
+        "| --- |" + " --- |" * 8,
     ]
     for one in rows:
         both = [
             ", ".join(f"{100 * score[key]:.1f}" for score in one["blimp"])
             for key in ("accuracy", "accuracy_without_permutations")
         ]
-        cells = [f"{one[key] / 1e6:.1f}M" for key in ("parameters", "tokens")]
+        cells = [f"{one['minutes']:g}"]
+        cells += [f"{one[key] / 1e6:.1f}M" for key in ("parameters", "tokens")]
         cells += [f"{one['perplexity']:.1f}", *both, *(shown(one[key]) for key in SST)]
         lines.append(f"| {one['recipe']} | {' | '.join(cells)} |")
     (RESULTS / "recipes.md").write_text("\n".join(lines) + "\n")
