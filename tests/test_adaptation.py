@@ -446,6 +446,32 @@ def test_an_interruption_keeps_the_seeds_that_are_finished(lm, monkeypatch, capl
         firth.adapt(lm, task_of("single"), train, how, dev=dev, seeds=(2, 3))
 
 
+def test_an_interruption_in_the_first_seed_keeps_its_best_weights_so_far(lm, monkeypatch, caplog):
+    """Ctrl-C while dev is scored for the third time."""
+    scored, stop = [], 3
+    train, dev = examples_of("single", 0, 60), examples_of("single", 1, 20)
+
+    def score(engine, data):
+        scored.append(data)
+        if len(scored) == stop:
+            raise KeyboardInterrupt
+        return score_examples(engine, data)
+
+    monkeypatch.setattr("firth.adaptation.fitting.score_examples", score)
+    how = replace(FINE, epochs=6)
+    adapted = firth.adapt(lm, task_of("single"), train, how, dev=dev, seeds=(4, 5))
+    (seed,) = adapted.seeds
+    assert (seed.seed, seed.degenerate) == (4, False)
+    per_epoch = -(-len(train) // how.batch_size)
+    assert seed.steps in (per_epoch, 2 * per_epoch)
+    assert "interrupted; of seed 4 the best weights so far are kept" in caplog.text
+    assert adapted.evaluate(dev).metrics == seed.metrics
+    scored.clear()
+    stop = 1
+    with pytest.raises(KeyboardInterrupt):
+        firth.adapt(lm, task_of("single"), train, how, dev=dev)
+
+
 def test_weights_of_one_seed_are_held(lm, monkeypatch):
     train, dev = examples_of("single", 0, 60), examples_of("single", 1, 20)
     held = []

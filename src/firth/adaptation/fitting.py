@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -43,6 +44,8 @@ class Fitted:
     degenerate: bool
     """Whether the run ends in one answer for everything or is at its best with one, or neither its
     loss ever moved nor its score on dev."""
+    interrupted: bool = False
+    """Whether Ctrl-C ended the run: its best is the best so far."""
 
 
 _LEAST = {
@@ -140,7 +143,7 @@ def fit(
     """Trains `network` in place and keeps its best weights on dev, of equal ones the last.
 
     Dev is scored twenty times a run, or after each epoch where epochs are longer; after `patience`
-    scorings without improvement training stops.
+    scorings without improvement training stops, and by Ctrl-C once dev has been scored.
 
     Args:
         network: what is trained; frozen parameters have `requires_grad` off.
@@ -160,23 +163,26 @@ def fit(
     at_step(0)
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
     losses, broken, told = list[float](), False, time.monotonic()
-    for step in steps(state, objective, batches, training, total_steps=total_steps):
-        if broken := not np.isfinite(step.loss):
-            logger.warning("seed %d: the loss became %s", training.seed, step.loss)
-            break
-        losses.append(step.loss)
-        at_step(step.step)
-        if step.step % every == 0 or step.step == total_steps:
-            course.look(evaluate(), step.step)
-            if time.monotonic() - told > _QUIET:
-                _tell(training.seed, step.step, total_steps, losses[-every:], course)
-                told = time.monotonic()
-        if course.waited >= patience:
-            break
+    with _ended_by_interruption(course):
+        for step in steps(state, objective, batches, training, total_steps=total_steps):
+            if broken := not np.isfinite(step.loss):
+                logger.warning("seed %d: the loss became %s", training.seed, step.loss)
+                break
+            losses.append(step.loss)
+            at_step(step.step)
+            if step.step % every == 0 or step.step == total_steps:
+                course.look(evaluate(), step.step)
+                if time.monotonic() - told > _QUIET:
+                    _tell(training.seed, step.step, total_steps, losses[-every:], course)
+                    told = time.monotonic()
+            if course.waited >= patience:
+                break
     if (best := course.best) is None:  # it broke down before the first scoring
         report = task.evaluate([np.nan_to_num(rows) for rows in evaluate()], dev)
         best = course.keep(report, state.step)
     network.load_state_dict(best.weights, strict=False)
+    if course.interrupted:
+        return replace(best, degenerate=False, interrupted=True)
     course.tell()
     still = best.steps <= every and _is_flat(losses) and course.is_chance()
     idle = course.collapsed or best.degenerate or still
@@ -217,6 +223,8 @@ class _Course:
     """Scorings since the metric was higher than ever."""
     collapsed: bool = False
     """Whether the last scoring gave one answer for everything."""
+    interrupted: bool = False
+    """Whether Ctrl-C ended the run."""
 
     def look(self, scores: Scores, step: int) -> None:
         """Takes dev's scores after a step, and keeps the weights if they are the best.
@@ -254,6 +262,17 @@ class _Course:
                 self.found[0],
                 len(self.dev),
             )
+
+
+@contextmanager
+def _ended_by_interruption(course: _Course) -> Iterator[None]:
+    """Ctrl-C ends what is done here quietly, unless there is nothing yet to keep."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if course.best is None:
+            raise
+        course.interrupted = True
 
 
 def _one_answer(scores: Scores) -> Scores:

@@ -56,7 +56,8 @@ def adapt(
 ) -> AdaptedModel:
     """Teaches a copy of a language model a task; the model itself stays as it was.
 
-    Ctrl-C ends training; where seeds are finished, the best of them is given all the same.
+    Ctrl-C ends training: the best of the finished seeds is given all the same, or where none is
+    finished, the best weights so far.
 
     Args:
         lm: the language model.
@@ -229,14 +230,20 @@ def _fit_seeds(
     taken = set(seeds)
     for seed in seeds:
         try:
-            results.append(_fit_seed(lm, task, data, adaptation, seed, taken))
-            best = max(results, key=_rank)  # one seed's weights are enough to hold
-            results = [one if one is best else replace(one, weights={}) for one in results]
+            fitted = _fit_seed(lm, task, data, adaptation, seed, taken)
+            if fitted.interrupted and results:  # half a run is not to be averaged with whole ones
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             if not results:
                 raise
             logger.warning("interrupted in seed %d; %d before it are kept", seed, len(results))
             break
+        results.append(fitted)
+        if fitted.interrupted:
+            logger.warning("interrupted; of seed %d the best weights so far are kept", fitted.seed)
+            break
+        best = max(results, key=_rank)  # one seed's weights are enough to hold
+        results = [one if one is best else replace(one, weights={}) for one in results]
     return results
 
 
