@@ -243,3 +243,50 @@ def test_the_texts_of_the_log_fit_a_short_window(name, papers, tmp_path):
     )
     corpus = firth.Corpus.from_texts(papers[:40])
     assert firth.pretrain(recipe, corpus, tmp_path / "run").max_length == 8
+
+
+UNFINISHED = {
+    "bert-nsp": {"training.average": 0.9},
+    "gpt2": {},
+    "elmo": {},
+    "awd-lstm": {"training.nonmonotone": 1},
+}
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_a_stopped_run_is_the_model_of_its_last_checkpoint(tmp_path, name, caplog):
+    """The last checkpoint of a whole run has the weights that it ends with."""
+    run = tmp_path / "run"
+    chosen = firth.recipe(name, size="tiny", vocab_size=300).with_settings(
+        {"training.steps": 6, "training.evaluate_every": 2, **UNFINISHED[name]}
+    )
+    corpus = firth.Corpus.from_files(letters(tmp_path / "letters"), documents="block")
+    texts = ["A letter about the weather.", "One line of it, unseen."]
+    lm = firth.pretrain(chosen, corpus, run)
+    expected = lm.score(texts)
+    for end in ("model.safetensors", "config.json"):
+        (run / end).unlink()
+    loaded = firth.load(run)
+    assert "training is at step 6 of 6" in caplog.text
+    for one, other in zip(loaded.score(texts), expected, strict=True):
+        assert one.tokens == other.tokens
+        assert one.log_probabilities.tolist() == other.log_probabilities.tolist()
+    assert loaded.max_length == lm.max_length
+
+
+def test_a_stopped_run_without_a_whole_model_is_refused(tmp_path):
+    corpus = firth.Corpus.from_files(letters(tmp_path / "letters"), documents="block")
+    vectors, run = tmp_path / "vectors", tmp_path / "run"
+    chosen = firth.recipe("word2vec", size="tiny", vocab_size=300)
+    firth.pretrain(chosen.with_settings({"training.epochs": 1.0}), corpus, vectors)
+    train(tmp_path / "letters", run)
+    for folder in (vectors, run):
+        (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="word vectors are complete only there"):
+        firth.load(vectors)
+    (run / "checkpoints" / "step-00000004" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="step-00000004: does not fit the model"):
+        firth.load(run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match="nor to its first checkpoint"):
+        firth.load(run)

@@ -6,6 +6,7 @@ from firth.api.adapted import RECORD, AdaptedModel, adapted_from
 from firth.api.adapting import adapt
 from firth.api.language_model import LanguageModel
 from firth.api.pretraining import pretrain
+from firth.api.unfinished import is_unfinished, load_unfinished
 from firth.api.word_vectors import load_word_vectors
 from firth.device import Precision, compute_dtype, pick_device, prepare_process
 from firth.errors import CheckpointError
@@ -23,10 +24,10 @@ def load(
     """Loads whatever a directory holds.
 
     Args:
-        path: a run directory, an adapted model, a `transformers` directory (BERT, RoBERTa,
-            DistilBERT, ModernBERT, GPT-2, Llama, T5; a classifier comes back as an `AdaptedModel`),
-            or ELMo as it was published (`options.json` and `weights.hdf5`); or a file of word
-            vectors (.vec, .txt, .bin).
+        path: a run directory (before its end: the last checkpoint), an adapted model, a
+            `transformers` directory (BERT, RoBERTa, DistilBERT, ModernBERT, GPT-2, Llama, T5; a
+            classifier comes back as an `AdaptedModel`), or ELMo as it was published (`options.json`
+            and `weights.hdf5`); or a file of word vectors (.vec, .txt, .bin).
         device: "auto", "cpu", "cuda", ...
         precision: of the matrix products: bfloat16 where it is fast ("auto"), or "float32".
 
@@ -46,6 +47,8 @@ def load(
     if is_published_elmo(path):
         elmo = read_elmo(path).to(pick_device(device))
         return LanguageModel(elmo, Tokenizer.of_words([]), path, precision, lm_head=False)
+    if is_unfinished(path):
+        return load_unfinished(path, device=device, precision=precision)
     loaded = load_model(path)
     loaded.model.to(pick_device(device))
     if loaded.head is not None:

@@ -238,11 +238,6 @@ def load_model(directory: str | Path) -> LoadedModel:
     """
     directory = Path(directory)
     path = directory / _CONFIG
-    if not path.is_file() and (directory / "recipe.json").is_file():
-        raise CheckpointError(
-            f"{directory}: training has not come to its end, so there is no model yet; run the "
-            "command that began it again to go on (firth inspect shows how far it is)"
-        )
     if not path.is_file():
         raise CheckpointError(
             f"{directory}: no {_CONFIG}; expected a run directory or a transformers directory"

@@ -112,6 +112,25 @@ def restore(path: Path, state: State) -> dict[str, Any]:
     return record
 
 
+def read_weights(path: Path, model: nn.Module) -> int:
+    """Fills a model with the weights of a checkpoint, averaged ones where they are kept.
+
+    Returns:
+        The step they are of.
+
+    Raises:
+        CheckpointError: if a file is missing or does not fit.
+    """
+    averaged = path / "average.safetensors"
+    own = dict(model.named_parameters()).keys()
+    try:
+        tensors = load_file(averaged if averaged.is_file() else path / "model.safetensors")
+        _load_parameters(model, {name: one for name, one in tensors.items() if name in own})
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not fit the model of the run: {error}") from error
+    return read_record(path)["step"]
+
+
 def _load_parameters(model: nn.Module, saved: dict[str, Tensor]) -> None:
     missing = dict(model.named_parameters()).keys() - saved.keys()
     unexpected = model.load_state_dict(saved, strict=False).unexpected_keys
