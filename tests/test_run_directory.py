@@ -267,6 +267,7 @@ def test_a_stopped_run_is_the_model_of_its_last_checkpoint(tmp_path, name, caplo
     for end in ("model.safetensors", "config.json"):
         (run / end).unlink()
     loaded = firth.load(run)
+    assert isinstance(loaded, firth.LanguageModel)
     assert "training is at step 6 of 6" in caplog.text
     for one, other in zip(loaded.score(texts), expected, strict=True):
         assert one.tokens == other.tokens
