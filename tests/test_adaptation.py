@@ -491,6 +491,14 @@ def test_if_every_run_is_degenerate_training_has_diverged(lm, stuck_seeds):
     assert found.value.exit_code == 4
 
 
+def test_a_run_that_never_moves_is_degenerate_though_its_answers_differ(lm, caplog):
+    train, dev = examples_of("single", 0, 60), examples_of("single", 1, 40)
+    how = replace(FINE, lr=1e-12, dropout=0.0, restarts=0)
+    with pytest.raises(DivergedError, match="every run was degenerate"):
+        firth.adapt(lm, task_of("single"), train, how, dev=dev)
+    assert "do not tell weights apart" not in caplog.text  # it is not the fault of dev
+
+
 def test_a_learning_rate_that_breaks_the_model_is_noticed(lm):
     train, dev = examples_of("single", 0, 60), examples_of("single", 1, 40)
     with pytest.raises(DivergedError, match=r"every run was degenerate.*\(now 10\)"):

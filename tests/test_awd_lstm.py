@@ -107,6 +107,14 @@ def test_too_little_text_for_a_stream_is_refused():
     assert streams(streams=500).streams == 99  # as many as there is text for
 
 
+def test_held_out_text_of_one_token_is_named(tmp_path, papers):
+    chosen = firth.recipe("awd-lstm", size="tiny", vocab_size=300)
+    chosen = chosen.with_settings({"training.steps": 1, "tokenizer.kind": "word"})
+    valid = firth.Corpus.from_texts(["results"])
+    with pytest.raises(DataError, match="the held-out text: tokens: 1, expected 2 at least"):
+        firth.pretrain(chosen, firth.Corpus.from_texts(papers), tmp_path / "run", valid=valid)
+
+
 def test_held_out_text_may_be_shorter_than_a_step(tmp_path, papers):
     chosen = firth.recipe("awd-lstm", size="tiny", vocab_size=300).with_settings(
         {"training.steps": 1, "training.batch_tokens": 160, "data.max_length": 40}

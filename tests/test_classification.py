@@ -227,6 +227,23 @@ def test_columns_that_pandas_numbered_are_taken_by_name(tmp_path):
     assert [e.label for e in examples] == ["1", "0"]
 
 
+def test_columns_that_pandas_numbered_stay_the_same_after_training(tmp_path):
+    """A file to be labelled has its texts where the labelled one had them."""
+    rows = [f"{i},id{i},{'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(20)]
+    (tmp_path / "x.csv").write_text("0,1,2,3\n" + "\n".join(rows))
+    task = Classification(text="2", label="3")
+    train = task.read(tmp_path / "x.csv")
+    fitted = task.fit_labels(train).with_header()
+    for labelled in (True, False):
+        found = fitted.read(tmp_path / "x.csv", labelled=labelled)
+        assert [one.texts for one in found] == [one.texts for one in train]
+
+
+def test_the_separator_of_labels_cannot_be_empty():
+    with pytest.raises(ConfigError, match="label_separator is empty"):
+        Classification(kind="multi_label", label_separator="")
+
+
 def test_numbers_with_underscores_are_none(tmp_path):
     (tmp_path / "x.tsv").write_text("text\tlabel\na\t1_000\n")
     with pytest.raises(DataError, match="1_000"):

@@ -189,6 +189,15 @@ def test_a_call_leaves_no_logging_behind(tiny_run, tables, said):
     assert (logger.handlers, logger.level) == before
 
 
+def test_settings_in_a_file_that_a_start_makes_idle_are_told(tiny_run, tables, said):
+    (tables / "own.toml").write_text("[model]\nnum_layers = 6\n[tokenizer]\nvocab_size = 999\n")
+    command = ("pretrain", "bert", tables / "a.txt", "-o", tables / "run", "--steps", "1")
+    _, _, err = said(
+        *command, "--data.valid", "0.5", "--start", tiny_run, "--config", tables / "own.toml"
+    )
+    assert "--model.num_layers, --tokenizer.vocab_size: no effect" in err
+
+
 def test_a_reader_that_has_seen_enough_is_no_error():
     for words in ("--help", "--version", "recipes"):
         command = [sys.executable, "-m", "firth.cli", words]

@@ -122,6 +122,23 @@ def test_the_label_of_a_pair_does_not_show_in_its_form(kind):
     assert means[0] == pytest.approx(means[1], abs=0.5)
 
 
+@pytest.mark.parametrize("of", [[128], range(2, 40), [9, 11, 60, 128]])
+def test_both_segments_end_and_begin_as_those_of_one_piece_do(of):
+    """Else the end of a sentence, or a capital in the middle, would tell the label."""
+    changed = 0
+    for seed in range(30):
+        counts = np.random.default_rng(seed).choice(of, 20).tolist()
+        plain = numbered(counts, list(range(20)), seed)
+        ends = set((plain.starts[1:] - 2 + 10).tolist())
+        inner = [range(a + 1, b - 1) for a, b in itertools.pairwise(plain.starts.tolist())]
+        opening = {10 + next((i for i in one if plain.opens_word[i]), 0) for one in inner}
+        pairs, segments, labels, whole = pair_up(plain, "next", np.random.default_rng(seed))
+        for (_, b), alone in zip(parts_of(pairs, segments), whole, strict=True):
+            assert alone or (b[-1] in ends and b[0] not in opening)
+        changed += labels.sum()
+    assert changed > 100
+
+
 @pytest.mark.parametrize("kind", ["next", "order"])
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_half_of_few_pairs_are_changed(kind, count):

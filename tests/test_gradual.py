@@ -385,6 +385,14 @@ def test_it_learns_and_is_saved_whole(lm, tmp_path, tricks, family):
     assert not loaded.network.training
 
 
+@pytest.mark.parametrize(("epochs", "frozen"), [(1, 3), (1.5, 2), (3, 1), (4, 0), (9, 0)])
+def test_epochs_that_are_over_before_all_layers_take_part_are_told(lm, caplog, epochs, frozen):
+    assert len(layer_groups(lm.model)) == 3
+    firth.adapt(lm, Classification(), examples_of(0, 24), replace(HOW, epochs=epochs))
+    assert ("are never trained" in caplog.text) == (frozen > 0)
+    assert frozen == 0 or f"{frozen} of 3 layer groups are never trained" in caplog.text
+
+
 def test_tags_and_values_are_learned_gradually_too(lm, papers, tmp_path):
     words = [tuple(paper.split()[:20]) for paper in papers[:60]]
     tagged = [Example(texts=(w,), label=tuple("LS"[len(x) < 5] for x in w)) for w in words]

@@ -118,7 +118,10 @@ def test_a_finished_model_is_kept_also_without_its_checkpoints(tmp_path):
     folder, run = letters(tmp_path / "letters"), tmp_path / "run"
     train(folder, run)
     shutil.rmtree(run / "checkpoints")
-    before = {name: (run / name).read_bytes() for name in ("model.safetensors", "tokenizer.json")}
+    names = ("model.safetensors", "tokenizer.json", "metrics.jsonl")
+    before = {name: (run / name).read_bytes() for name in names}
+    train(folder, run)  # it is done
+    assert not (run / "checkpoints").exists()
     other = recipe().with_settings({"model.dropout": 0.1})
     with pytest.raises(ConfigError, match=r"other settings \(model\.dropout"):
         firth.pretrain(other, firth.Corpus.from_files(folder, documents="block"), run)
@@ -243,6 +246,31 @@ def test_the_texts_of_the_log_fit_a_short_window(name, papers, tmp_path):
     )
     corpus = firth.Corpus.from_texts(papers[:40])
     assert firth.pretrain(recipe, corpus, tmp_path / "run").max_length == 8
+
+
+def test_a_tokenizer_that_was_given_once_is_not_kept_for_a_run_that_never_began(
+    tmp_path, monkeypatch
+):
+    def stop(*_arguments, **_named):
+        raise KeyboardInterrupt
+
+    folder, run = letters(tmp_path / "letters"), tmp_path / "run"
+    corpus = firth.Corpus.from_files(folder, documents="block")
+    given = firth.Tokenizer.train(corpus, "word", vocab_size=120)
+    own = firth.Tokenizer.train(corpus, "bpe", vocab_size=280)
+    for attempt in (given, own, None):
+        with monkeypatch.context() as context:
+            context.setattr("firth.api.pretraining.train", stop)
+            with pytest.raises(KeyboardInterrupt):
+                train(folder, run, tokenizer=attempt)
+        kept = firth.Tokenizer.load(run)
+        assert attempt is None or kept.content_hash == attempt.content_hash
+    assert not kept.whole_words
+    assert kept.vocabulary.size > 280
+    train(folder, run)
+    assert "(WordPiece)" in (run / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="has a tokenizer of its own"):
+        train(folder, run, tokenizer=own)
 
 
 UNFINISHED = {

@@ -380,6 +380,12 @@ def test_divergence_is_noticed(caplog):
     watch.smoothed = 7.1  # 2.1 above the lowest
     with pytest.raises(DivergedError, match="risen to"):
         watch.see(a_step(400, 7.1), 400)
+    late = Watch(unigram_entropy=4.0)
+    for step in range(100):  # a mask rate that rises from 0
+        late.see(replace(a_step(step, 0.0), num_predictions=0), 400)
+    for step in range(100, 200):
+        late.see(a_step(step, 7.0), 400)
+    assert late.lowest == pytest.approx(7.0)
     for bad in (a_step(1, math.nan), a_step(1, 1.0, math.inf)):
         with pytest.raises(DivergedError, match="expected finite"):
             Watch(unigram_entropy=None).see(bad, 10)
@@ -409,6 +415,7 @@ def test_what_has_diverged_is_not_saved(tmp_path, first):
 
 def test_budgets():
     assert Training(tokens=81920).fixed_steps(7) == 10
+    assert Training(tokens=81920).fixed_steps(7, 7 * 4096) == 20  # batches are not full
     assert Training(epochs=1.5).fixed_steps(10) == 15
     assert Training(steps=3).fixed_steps(10) == 3
     assert Training(minutes=3).fixed_steps(10) is None

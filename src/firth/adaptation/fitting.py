@@ -183,8 +183,10 @@ def fit(
     network.load_state_dict(best.weights, strict=False)
     if course.interrupted:
         return replace(best, degenerate=False, interrupted=True)
-    course.tell()
-    still = best.steps <= every and _is_flat(losses) and course.is_chance()
+    flat = _is_flat(losses)
+    if not flat:
+        course.tell()
+    still = flat and not course.improved and course.is_chance()
     idle = course.collapsed or best.degenerate or still
     return replace(best, degenerate=broken or (idle and total_steps >= _ENOUGH))
 
@@ -250,6 +252,11 @@ class _Course:
             return True
         constant = self.task.evaluate(_one_answer(self.scores), self.dev).score
         return self.best.report.score <= constant + len(self.dev) ** -0.5
+
+    @property
+    def improved(self) -> bool:
+        """Whether a scoring was better than the first."""
+        return any(score > self.found[0] for score in self.found)
 
     def tell(self) -> None:
         """Warns where dev cannot tell weights apart."""

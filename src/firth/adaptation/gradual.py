@@ -1,6 +1,7 @@
 """ULMFiT's fine-tuning: layers unfrozen one by one, a rate for each, slanted triangular."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -101,6 +102,12 @@ class GradualUnfreezing:
     def trained_groups(self, epoch: int, num_groups: int) -> int:
         """How many layer groups, counted from the top, are trained in an epoch (from 0)."""
         return min(epoch, num_groups) if self.unfreezing else num_groups
+
+    def never_trained(self, num_groups: int) -> int:
+        """Layer groups that are still frozen when the epochs that were given are over."""
+        if self.epochs is None:
+            return 0
+        return num_groups - self.trained_groups(math.ceil(self.epochs) - 1, num_groups)
 
     def schedule(self) -> Schedule:
         """Of the rates, as a factor of their peaks."""

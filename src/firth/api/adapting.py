@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from firth.adaptation import ADAPTATIONS, Adaptation, FineTuning
+from firth.adaptation import ADAPTATIONS, Adaptation, FineTuning, GradualUnfreezing
 from firth.adaptation.fitting import Fitted, idle_settings, with_restarts
+from firth.adaptation.gradual import layer_groups
 from firth.adaptation.network import AdaptedNetwork, EncodedExamples
 from firth.api.adapted import (
     AdaptedModel,
@@ -26,6 +27,7 @@ from firth.api.adapted import (
 from firth.api.language_model import LanguageModel
 from firth.config import from_dict
 from firth.errors import ConfigError, DataError, DivergedError
+from firth.models import LanguageModelNetwork
 from firth.protocols import Example
 from firth.tasks import TASKS
 from firth.tasks.classification import Classification
@@ -88,7 +90,7 @@ def adapt(
     make = partial(_network, lm, task, adaptation, seeds[0])
     encode = partial(encoded, task, model=lm.model, tokenizer=lm.tokenizer, max_length=length)
     parts = [encode(part) for part in (train, dev)]
-    _warn_of_settings(adaptation, task, len(train))
+    _warn_of_settings(adaptation, task, len(train), lm.model)
     _report_cuts(parts[0], length, task)
     seen, held_out = (adaptation.prepare(make, part) for part in parts)
     data = _Data((train, seen), (dev, held_out))
@@ -132,12 +134,22 @@ def _check_arguments(lm: object, task: object, adaptation: object) -> None:
             raise ConfigError(f"the {what} is {given}, expected one of {names}")
 
 
-def _warn_of_settings(adaptation: Adaptation, task: AnyTask, num_examples: int) -> None:
-    """Says which settings are idle, and if the epochs given are few steps."""
+def _warn_of_settings(
+    adaptation: Adaptation, task: AnyTask, num_examples: int, body: LanguageModelNetwork
+) -> None:
+    """Says which settings are idle, and if the epochs given are few steps or leave layers out."""
     for name, reason in idle_settings(adaptation, task.unit):
         logger.warning("%s has no effect: %s", name, reason)
     if adaptation.epochs is None:
         return
+    if isinstance(adaptation, GradualUnfreezing):
+        groups = len(layer_groups(body))
+        if frozen := adaptation.never_trained(groups):
+            logger.warning(
+                "%g epochs are over before all layers take part, one more in each: %d of %d layer "
+                "groups are never trained; leave the epochs out, or give more than %d",
+                *(adaptation.epochs, frozen, groups, groups),
+            )
     steps = max(1, round(adaptation.epochs * -(-num_examples // adaptation.batch_size)))
     if steps < adaptation.min_steps:
         logger.warning(

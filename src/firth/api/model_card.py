@@ -6,6 +6,7 @@ from typing import Any
 from firth import __version__
 from firth.api.training_text import TrainingText
 from firth.atomic import write_text
+from firth.config import read_json
 from firth.models import AWDLSTMConfig, ElmoConfig, Seq2SeqConfig
 from firth.recipes import Recipe
 from firth.training.tracking import read_metrics
@@ -43,14 +44,14 @@ def model_card(run: Path, recipe: Recipe, text: dict[str, TrainingText]) -> str:
         if last
         else "Not validated."
     )
-    config = recipe.model
+    config, tokenizer = recipe.model, read_json(run / "tokenizer.json")
     heads = "" if is_recurrent(recipe) else f", {config.num_heads} heads"  # pyright: ignore
     return f"""# {run.name}
 
 A {recipe.name} language model, trained with firth {__version__}.
 
 - Shape: {config.num_layers} layers, hidden size {config.hidden_size}{heads},
-  vocabulary {config.vocab_size:,} ({recipe.tokenizer.kind}).
+  vocabulary {config.vocab_size:,} ({tokenizer["model"]["type"]}).
 - Text: {text["train"].describe()}.
 - Held out: {text["valid"].num_tokens:,} tokens.
 - {result}

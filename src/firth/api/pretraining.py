@@ -15,7 +15,14 @@ from firth.api.continuing import check_given, copy_weights, own_tokenizer
 from firth.api.language_model import LanguageModel, show_words
 from firth.api.model_card import is_recurrent, keep_card, model_card
 from firth.api.neighbours import weights_hash
-from firth.api.run_directory import begin, keep_recipe, only_writer, read_recipe, refuse_foreign
+from firth.api.run_directory import (
+    begin,
+    finished_without_checkpoints,
+    keep_recipe,
+    only_writer,
+    read_recipe,
+    refuse_foreign,
+)
 from firth.api.static_training import check_word_vectors, train_static
 from firth.api.training_text import (
     AnyCorpus,
@@ -35,12 +42,7 @@ from firth.errors import ConfigError, DataError
 from firth.inference.forward import Engine
 from firth.inference.samples import continued_texts, filled_blanks, written_texts
 from firth.interop.huggingface import load_model, save_model
-from firth.models import (
-    EncoderDecoderConfig,
-    GPTConfig,
-    LanguageModelNetwork,
-    build,
-)
+from firth.models import EncoderDecoderConfig, GPTConfig, LanguageModelNetwork, build
 from firth.objectives import (
     CausalLM,
     Objective,
@@ -128,7 +130,8 @@ def pretrain(
             origin = start and weights_hash(start.model)  # as they are now
             _prepare(run, recipe, corpus, valid, tokenizer, origin)
         wait(ranks)
-        _train(run, _How(ranks, torch_device, tensorboard, resume_hint, start))
+        if not finished_without_checkpoints(run):
+            _train(run, _How(ranks, torch_device, tensorboard, resume_hint, start))
     leave()
     loaded = load_model(run)  # the averaged weights, where they are kept
     return LanguageModel(
@@ -162,7 +165,7 @@ def _prepare(
         corpus, valid = corpus.split(valid=recipe.data.valid, seed=recipe.training.seed)
     corpora: dict[str, AnyCorpus] = {"train": corpus, "valid": valid}
     refuse_foreign(run, corpora)
-    begun = begin(run, recipe, corpora, origin)
+    begun = begin(run, recipe, corpora, origin, tokenizer and tokenizer.content_hash)
     tokenizer = _tokenizer(run, recipe, (corpus, valid), tokenizer)
     segments = recipe.model.num_segments > 1
     tokenizer.save(run, model_max_length=recipe.max_length, segments=segments)
@@ -250,7 +253,7 @@ def _fix_steps(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _H
     if training.steps is not None:
         return recipe
     packed = text["train"].batches(recipe, tokenizer.vocabulary, training.seed)
-    total = training.fixed_steps(packed.steps_per_epoch)
+    total = training.fixed_steps(packed.steps_per_epoch, packed.tokens_per_epoch)
     if total is None:
         assert training.minutes is not None
         logger.info("measuring throughput")

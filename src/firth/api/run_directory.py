@@ -4,6 +4,7 @@ RUN/recipe.json  "requested": the recipe as it was asked for
                  "recipe": the same with the vocabulary and the steps filled in, once text is there
                  "text": a hash of each part of the text, and of the file of spans
                  "start": a hash of the weights that it goes on from, if there are any
+                 "tokenizer": a hash of the one that was given, if one was
 """
 
 import json
@@ -54,6 +55,11 @@ def keep_recipe(run: Path, recipe: Recipe) -> None:
     _write(run, read_json(run / _RECORD) | {"recipe": to_dict(recipe)})
 
 
+def finished_without_checkpoints(run: Path) -> bool:
+    """Whether a run has come to its end, and its checkpoints were deleted since."""
+    return (run / "config.json").is_file() and not (run / "checkpoints" / "last").is_file()
+
+
 def refuse_foreign(run: Path, corpora: Mapping[str, AnyCorpus]) -> None:
     """Keeps a run from writing over, or clearing away, what firth has not put there.
 
@@ -80,7 +86,11 @@ def refuse_foreign(run: Path, corpora: Mapping[str, AnyCorpus]) -> None:
 
 
 def begin(
-    run: Path, recipe: Recipe, corpora: Mapping[str, AnyCorpus], origin: str | None = None
+    run: Path,
+    recipe: Recipe,
+    corpora: Mapping[str, AnyCorpus],
+    origin: str | None = None,
+    tokenizer: str | None = None,
 ) -> bool:
     """Puts on record what is asked for, or compares it with the record that is there.
 
@@ -92,6 +102,7 @@ def begin(
         recipe: as it is asked for.
         corpora: the parts of the text.
         origin: a hash of the weights to go on from. Under which name they lie does not matter.
+        tokenizer: a hash of the one that is given.
 
     Returns:
         Whether all is there that training needs, for these settings and this text.
@@ -108,7 +119,7 @@ def begin(
     }
     if Path(recipe.data.spans).is_file():
         text["spans"] = digest_file(Path(recipe.data.spans)).hex()
-    asked = {"requested": requested, "text": text, "start": origin}
+    asked = {"requested": requested, "text": text, "start": origin, "tokenizer": tokenizer}
     record = read_json(run / _RECORD) if (run / _RECORD).is_file() else None
     learned = any((run / name).is_file() for name in ("checkpoints/last", "model.safetensors"))
     if record is not None and (learned or _same(record, asked)):
@@ -135,7 +146,11 @@ def _of_text(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the tokenizer and the token files depend on, or may."""
     training = record["requested"]["training"]
     requested = {**record["requested"], "training": {"seed": training["seed"]}}
-    return {"requested": requested, "text": record.get("text")}
+    return {
+        "requested": requested,
+        "text": record.get("text"),
+        "tokenizer": record.get("tokenizer"),
+    }
 
 
 def _refuse_other_settings(run: Path, recorded: Any, requested: Any) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,18 @@ def take_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             raise ConfigError(f"{name} needs a value; see `firth recipes show NAME`")
         found[name[2:].replace("-", "_")] = _value(value)
     return others, found
+
+
+def flat_settings(tree: Mapping[str, Any], place: str = "") -> list[tuple[str, Any]]:
+    """Nested settings by their dotted names, without the type of the whole."""
+    found = []
+    for key, value in tree.items():
+        path = f"{place}.{key}" if place else key
+        if isinstance(value, Mapping):
+            found += flat_settings(value, path)
+        elif key != "type" or place:
+            found.append((path, value))
+    return found
 
 
 def _value(word: str) -> Any:

@@ -16,7 +16,7 @@ from firth.api import LanguageModel, load
 from firth.api import pretrain as pretrain_model
 from firth.api.training_text import AnyCorpus, check_pairs
 from firth.atomic import need_writable
-from firth.cli.options import parse, take_settings
+from firth.cli.options import flat_settings, parse, take_settings
 from firth.config import read_toml
 from firth.device import prepare_process
 from firth.errors import ConfigError
@@ -108,6 +108,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     prepare_process(options.threads)
     valid = _corpus(options.valid, options.valid_target, options) if options.valid else None
     command = shlex.join(["firth", "pretrain", *arguments])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        command += "  (behind torchrun, as before)"
     pretrain_model(
         chosen,
         _corpus(options.corpus, options.target, options),
@@ -193,18 +195,24 @@ def _texts(paths: Sequence[str], options: Options) -> Corpus:
 def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
     """Recipe, then file, then command line."""
     chosen = recipe(options.recipe, size=options.size, vocab_size=options.vocab)
-    if options.config is not None:
-        chosen = chosen.with_settings(read_toml(options.config), where=options.config)
+    written = {} if options.config is None else read_toml(options.config)
+    chosen = chosen.with_settings(written, where=options.config or "")
     flags = {f"training.{name}": getattr(options, name) for name in BUDGETS}
     given = {path: value for path, value in flags.items() if value is not None}
     sizes = {} if options.vocab is None else {"tokenizer.vocab_size": options.vocab}
     for path in settings.keys() & (given | sizes).keys():
         flag = "--vocab" if path in sizes else f"--{path.rpartition('.')[2]}"
         raise ConfigError(f"--{path} and {flag} are the same setting; give one of them")
+    _warn_of_idle(options, [*settings, *(path for path, _ in flat_settings(written))])
+    return chosen.with_settings({**given, **settings})
+
+
+def _warn_of_idle(options: Options, settings: Sequence[str]) -> None:
+    """Says which options and settings a start or a tokenizer makes idle."""
     idle = [] if options.vocab is None else ["--vocab"]
     idle += [
         f"--{path}"
-        for path in settings
+        for path in dict.fromkeys(settings)
         if path.startswith("tokenizer.")
         or (path.startswith("model.") and not is_own(path.removeprefix("model.")))
     ]
@@ -216,4 +224,3 @@ def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
         logger.warning("%s: no effect, the tokenizer is given", ", ".join(trained))
     if options.start is not None and idle:
         logger.warning("%s: no effect, shape and tokenizer are those of --start", ", ".join(idle))
-    return chosen.with_settings({**given, **settings})

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from firth.cli.options import parse
+from firth.cli.options import flat_settings, parse
 from firth.config import read_json, to_dict
 from firth.errors import CheckpointError, ConfigError
 from firth.text.languages import has_tokens, open_tokens
@@ -76,19 +76,8 @@ def recipes(arguments: Sequence[str]) -> None:
     # As a file of settings is written, so that it can be one (--config): TOML has no null.
     description = inspection.cleandoc(RECIPES[name].__doc__ or "")
     print("\n".join(f"# {line}".rstrip() for line in description.splitlines()) + "\n")
-    for path, value in _flat(shown):
+    for path, value in flat_settings(shown):
         print(f"{'# ' if value is None else ''}{path} = {_json(value)}")
-
-
-def _flat(tree: dict[str, Any], place: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in tree.items():
-        path = f"{place}.{key}" if place else key
-        if isinstance(value, dict):
-            found += _flat(value, path)
-        elif key != "type" or place:
-            found.append((path, value))
-    return found
 
 
 def inspect(arguments: Sequence[str]) -> None:

@@ -27,14 +27,16 @@ class SentencePairs:
     order: half of the pieces keep their order (label 0), in the others A and B change places
            (label 1). Lan et al. 2020 (ALBERT), section 3.1.
 
-    Neither label shows in the form: another document's B is as long as the piece's own was (where
-    there is as much text) and begins with a word; a piece that begins inside a word loses that part
-    of it. A coin is tossed for each pair, as in the published programs; "next" takes one more or
-    one less where a single piece would be to exchange.
+    Neither label shows in the form: as the piece's own B does, another's begins with a word that is
+    not the first of its piece, and ends where its piece ends; with A it fills the room of the piece
+    up to less than a word (where there is as much text), and a piece that begins inside a word
+    loses that part of it. A coin is tossed for each pair, as in the published programs; "next"
+    takes one more or one less where a single piece would be to exchange.
 
     A piece of one word stays whole: [CLS] A [SEP], without a label that counts. Where more than
-    half of those to exchange are of one document, some find no partner; they keep their B and the
-    label 0. Departure: another B is the end of a piece of the same batch, not of any document.
+    half of those to exchange are of one document, some find no partner, and sometimes the last word
+    of another piece is longer than the room: they keep their B and the label 0. Departure: another
+    B is the end of a piece of the same batch, not of any document.
     """
 
     kind: Literal["next", "order"] = "next"
@@ -114,15 +116,19 @@ def pair_up(
         where a piece could not be cut.
     """
     begin, end = _first_words(sequences), sequences.starts[1:] - 1
-    cut = _cuts(sequences, begin, rng)
+    words = _inner_words(sequences, begin)
+    cut = _cuts(sequences, words, rng)
     whole = cut == end
     a_begin, a_length, b_begin, b_length = begin, cut - begin, cut, end - cut
     changed = ~whole & (rng.random(len(begin)) < 0.5)
     labels = np.zeros(len(begin), dtype=np.int64)
     if kind == "next":
         owner = _exchanged(sequences, whole, changed, rng)
-        labels[owner != np.arange(len(owner))] = 1
-        b_begin, b_length = _last_tokens(sequences, begin[owner], end[owner], b_length, cut, labels)
+        room = end - cut + begin - (sequences.starts[:-1] + 1)
+        other = _last_words(words, begin[owner], end[owner], room)
+        labels[(owner != np.arange(len(owner))) & (other < end[owner])] = 1
+        b_begin = np.where(labels == 1, other, cut)
+        b_length = np.where(labels == 1, end[owner], end) - b_begin
     else:
         labels[changed] = 1
         a_begin, b_begin = np.where(changed, cut, begin), np.where(changed, begin, cut)
@@ -162,21 +168,24 @@ def _first_words(sequences: Sequences) -> np.ndarray:
     return begin
 
 
-def _cuts(sequences: Sequences, begin: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(B) the position of a random word of each piece behind `begin`; its end if it has no other.
+def _inner_words(sequences: Sequences, begin: np.ndarray) -> np.ndarray:
+    """Where the words begin that may open a B: those of the pieces behind their `begin`."""
+    inner = sequences.opens_word.copy()
+    inner[sequences.starts[:-1]] = inner[sequences.starts[1:] - 1] = inner[begin] = False
+    return np.flatnonzero(inner)
+
+
+def _cuts(sequences: Sequences, words: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(B) the position of one of the `words` of each piece, at random; its end if it has none.
 
     That word opens B.
     """
-    starts = sequences.starts
-    inner = sequences.opens_word.copy()
-    inner[starts[:-1]] = inner[starts[1:] - 1] = inner[begin] = False
-    candidates = np.flatnonzero(inner)
-    first = np.searchsorted(candidates, starts)
+    first = np.searchsorted(words, sequences.starts)
     counts = np.diff(first)
-    cut = starts[1:] - 1
+    cut = sequences.starts[1:] - 1
     some = counts > 0
     drawn = first[:-1] + (rng.random(len(counts)) * counts).astype(np.int64)
-    cut[some] = candidates[drawn[some]]
+    cut[some] = words[drawn[some]]
     return cut
 
 
@@ -210,26 +219,16 @@ def _exchanged(
     return owner
 
 
-def _last_tokens(
-    sequences: Sequences,
-    begin: np.ndarray,
-    end: np.ndarray,
-    wanted: np.ndarray,
-    cut: np.ndarray,
-    labels: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Begin and length of each B: of the label 0 its own, else the end of another's piece.
+def _last_words(
+    words: np.ndarray, begin: np.ndarray, end: np.ndarray, room: np.ndarray
+) -> np.ndarray:
+    """(B) the first of the `words` of a piece from which on it fits into the room.
 
     Args:
-        sequences: the pieces.
-        begin: (B) where the piece begins that B is from.
-        end: (B) where that ends.
-        wanted: (B) tokens, of which there may be fewer.
-        cut: (B) where a piece's own B begins.
-        labels: (B) 1 for those that get another's.
+        words: where a B may begin.
+        begin: (B) where the piece begins.
+        end: (B) where it ends; what is returned is no smaller where nothing fits.
+        room: (B) tokens.
     """
-    words = np.append(0, np.flatnonzero(sequences.opens_word))
-    place = np.maximum(begin, end - wanted)
-    other = np.maximum(begin, words[np.searchsorted(words, place, side="right") - 1])
-    chosen = np.where(labels == 1, other, cut)
-    return chosen, np.minimum(wanted, end - chosen)
+    place = np.searchsorted(words, np.maximum(begin, end - room))
+    return np.append(words, np.iinfo(np.int64).max)[place]

@@ -99,6 +99,8 @@ class Classification:
         if self.kind not in METRICS:
             raise ConfigError(f"kind is {self.kind!r}; {suggest(self.kind, METRICS)}")
         refuse_repeated(self.labels)
+        if not self.label_separator:
+            raise ConfigError("label_separator is empty, expected what stands between labels: ','")
         if self.metric and self.metric not in METRICS[self.kind]:
             raise ConfigError(
                 f"metric is {self.metric!r}, which kind={self.kind!r} does not report; "
@@ -152,17 +154,19 @@ class Classification:
             label = self._parse_label(found[-1], where) if labelled else None
             examples.append(Example(texts=words, label=label, row=row))
         numbered = all(column_number(column) is not None for column in columns)
-        if labelled and numbered and self.header is None and self.kind != "regression":
+        guessed = numbered and self.header is None and not self.labels
+        if labelled and guessed and self.kind != "regression":
             _check_first_row(path, [_classes(example) for example in examples])
         return examples
 
     def with_header(self) -> "Classification":
-        """The same task, for files that begin as the labelled one did, though no label is read."""
-        if self.header is not None:
-            return self
+        """The same task, for files that begin as the labelled one did, though no label is read.
+
+        Where all columns are given by number the files go on saying it, as pandas' 0, 1, 2 do.
+        """
         columns = (self.text, self.text_pair, self.label)
-        named = (column_number(one) is None for one in columns if one is not None)
-        return replace(self, header=any(named))
+        named = any(column_number(one) is None for one in columns if one is not None)
+        return replace(self, header=True) if named and self.header is None else self
 
     def fit_labels(self, examples: Sequence[Example]) -> "Classification":
         """The same task with its classes, or shift and scale of a regression, from training data.

@@ -58,10 +58,12 @@ class StreamedSequences:
             ConfigError: if a stretch or the number of streams is less than one.
             DataError: if there is less text than one step takes.
         """
+        total = int(source.document_starts[-1])
+        if total < 2:
+            raise DataError(f"tokens: {total}, expected 2 at least, of which one is predicted")
         if streams < 1 or length < 1:
             raise ConfigError(f"{streams} streams of {length} tokens a step; expected at least 1")
         self.source, self.vocabulary = source, vocabulary
-        total = int(source.document_starts[-1])
         streams = min(streams, max(1, (total - 1) // length))
         self.streams, self.length, self.seed = streams, length, seed
         self.vary, self.shift, self.backward, self.restart = vary, shift, backward, restart
@@ -72,6 +74,7 @@ class StreamedSequences:
                 f"{total:,} tokens are too few for one step of {length}; give more text, or lower "
                 "data.max_length"
             )
+        self.tokens_per_epoch = self.span * streams
         self.steps_per_epoch = max(1, round(self.span / (length * (0.975 if vary else 1.0))))
         # Two epochs: loader threads may look past the end of the current one.
         self._borders = lru_cache(maxsize=2)(self._draw_borders)

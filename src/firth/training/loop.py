@@ -87,10 +87,17 @@ class Training:
             if getattr(self, name) < 1:
                 raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 1")
 
-    def fixed_steps(self, steps_per_epoch: int) -> int | None:
-        """The number of steps of the budget, or None for `minutes`."""
+    def fixed_steps(self, steps_per_epoch: int, tokens_per_epoch: int | None = None) -> int | None:
+        """The number of steps of the budget, or None for `minutes`.
+
+        Args:
+            steps_per_epoch: of the text.
+            tokens_per_epoch: of the text, whose batches may be smaller than `batch_tokens`; None if
+                they are not.
+        """
         if self.tokens is not None:
-            return max(1, round(self.tokens / self.batch_tokens))
+            whole = steps_per_epoch * self.batch_tokens
+            return max(1, round(self.tokens * steps_per_epoch / (tokens_per_epoch or whole)))
         if self.epochs is not None:
             return max(1, round(self.epochs * steps_per_epoch))
         return self.steps

@@ -80,6 +80,8 @@ class Watch:
                 f"step {step.step}: the loss is {step.loss} and the gradient norm "
                 f"{step.gradient_norm}, expected finite numbers; {_remedy(step)}"
             )
+        if not step.num_predictions:  # its loss says nothing
+            return
         first = math.isnan(self.smoothed)
         self.smoothed = step.loss if first else 0.98 * self.smoothed + 0.02 * step.loss
         self.lowest = min(self.lowest, self.smoothed)
@@ -109,7 +111,7 @@ class Watch:
 def _remedy(step: Step) -> str:
     return (
         f"try a lower learning rate (now {step.learning_rate:.2g}), a longer warm-up or "
-        "--training.precision float32; the last checkpoint is kept"
+        "--training.precision float32; the last checkpoint, if there is one yet, is kept"
     )
 
 
