@@ -6,7 +6,9 @@ from torch import nn
 
 from firth.api.language_model import LanguageModel
 from firth.errors import ConfigError
-from firth.models import ElmoConfig, StaticConfig
+from firth.models import BertConfig, ElmoConfig, StaticConfig
+from firth.objectives import Hybrid
+from firth.protocols import ABSENT
 from firth.recipes import Recipe
 from firth.text.tokenizers import Tokenizer
 
@@ -30,6 +32,15 @@ def check_given(recipe: Recipe, start: object, tokenizer: object) -> None:
             f"tokenizer is {tokenizer!r} ({type(tokenizer).__name__}), expected a firth.Tokenizer, "
             "such as firth.Tokenizer.load(DIRECTORY)"
         )
+    blanks = isinstance(recipe.model, BertConfig) or isinstance(recipe.objective, Hybrid)
+    if blanks and isinstance(tokenizer, Tokenizer):
+        first = tokenizer.vocabulary.first
+        if first != ABSENT and tokenizer.encode("a").ids[0] != first:
+            raise ConfigError(
+                f"the tokenizer that was given does not put {tokenizer.token(first)} before a "
+                "text, as training does and the model will expect; give its tokenizer.json a "
+                "post_processor (tokenizers.processors.TemplateProcessing) that does"
+            )
     words = isinstance(recipe.model, StaticConfig | ElmoConfig)
     if words and isinstance(tokenizer, Tokenizer) and not tokenizer.whole_words:
         raise ConfigError(

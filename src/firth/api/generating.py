@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from firth.inference.generation import (
 )
 from firth.interop.generators import END_TOKENS
 from firth.models import AWDLSTM, Elmo, SourceToTarget
+from firth.protocols import Text
 
 if TYPE_CHECKING:
     from firth.api.language_model import LanguageModel
@@ -78,7 +81,7 @@ def decoding(settings: Mapping[str, Any]) -> Decoding:
 
 
 def generate_texts(
-    lm: LanguageModel, given: str | Iterable[str], how: Decoding, stop: Sequence[str]
+    lm: LanguageModel, given: str | Iterable[Text], how: Decoding, stop: Sequence[str]
 ) -> list[Generated]:
     """A continuation of each text, or what an encoder-decoder writes for it; see `generate`."""
     texts = [given] if isinstance(given, str) else given
@@ -132,9 +135,13 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
         sources=prompts.sources,
     ):
         now = _generated(lm, text, one, stop, how).continuation
-        # Half a character, or what may become a stop string, waits for the next token.
-        whole = one.ended is not None or not now.endswith("\ufffd")
-        if whole and now.startswith(shown) and (one.ended or not _may_stop(now, stop)):
+        # Half a character, bytes that the next may spoil, and what may become a stop string wait.
+        half = now.endswith("\ufffd") or _is_byte(lm, one.ids[-1:])
+        if (
+            (one.ended or not half)
+            and now.startswith(shown)
+            and (one.ended or not _may_stop(now, stop))
+        ):
             yield now[len(shown) :]
             shown = now
 
@@ -164,7 +171,22 @@ def _written(
     decode = lm.tokenizer.decode
     if how.backward:
         return decode(ids[::-1])
-    return decode([*prompt, *ids]).removeprefix(decode([*prompt]))
+    before, whole = decode([*prompt]), decode([*prompt, *ids])
+    if not whole.startswith(before):
+        # Bytes that are no character yet spoil those before them: a token that is none holds the
+        # place of the prompt.
+        anchor = list(itertools.islice((i for i in reversed(prompt) if not _is_byte(lm, [i])), 1))
+        before, whole = decode(anchor), decode([*anchor, *ids])
+    return whole.removeprefix(before)
+
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""A token of a vocabulary that spells unknown characters by their bytes."""
+
+
+def _is_byte(lm: LanguageModel, ids: Sequence[int]) -> bool:
+    """Whether there is a token, and all are bytes."""
+    return len(ids) > 0 and all(_BYTE.fullmatch(lm.tokenizer.token(i)) for i in ids)
 
 
 def _check_direction(lm: LanguageModel, how: Decoding) -> None:
@@ -179,7 +201,7 @@ def _check_direction(lm: LanguageModel, how: Decoding) -> None:
         )
 
 
-def _prompts(lm: LanguageModel, texts: Sequence[str], how: Decoding) -> _Prompts:
+def _prompts(lm: LanguageModel, texts: Sequence[Text], how: Decoding) -> _Prompts:
     """Token ids in the order of reading, not closed; sources, if any."""
     vocabulary = lm.tokenizer.vocabulary
     _check_direction(lm, how)
@@ -212,8 +234,9 @@ def _closing(lm: LanguageModel, how: Decoding) -> list[int]:
 
 
 def _generated(
-    lm: LanguageModel, text: str, one: Continuation, stop: Sequence[str], how: Decoding
+    lm: LanguageModel, text: Text, one: Continuation, stop: Sequence[str], how: Decoding
 ) -> Generated:
+    line = text if isinstance(text, str) else " ".join(text)
     own = isinstance(lm.model, SourceToTarget)  # it does not continue what it reads
     prompt = [] if own or how.backward else lm.tokenizer.encode(text).ids.tolist()
     whole = _written(lm, prompt, one.ids, how)
@@ -226,8 +249,8 @@ def _generated(
     turn = -1 if how.backward else 1
     logs = one.log_probabilities if shown == whole else one.log_probabilities[:count]
     return Generated(
-        prompt="" if own else text,
-        source=text if own else "",
+        prompt="" if own else line,
+        source=line if own else "",
         continuation=shown,
         tokens=[lm.tokenizer.token(i) for i in one.ids[:count][::turn]],
         log_probabilities=np.array(logs[::turn]),

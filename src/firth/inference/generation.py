@@ -23,6 +23,10 @@ Ended = Literal["end", "stop", "length"]
 """Why a text ends: its closing token, a stop string, or no room for more tokens."""
 
 
+_COLD = 1e-6
+"""Below it, scores divided by the temperature may be too large for a number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How the next token is chosen from the model's scores, and when to stop."""
@@ -67,6 +71,12 @@ class Decoding:
                 "top_k and top_p choose what is sampled from, and without a temperature nothing "
                 "is: set it, for instance to 1.0, or leave them out"
             )
+        if 0 < self.temperature < _COLD:
+            raise ConfigError(
+                f"temperature is {self.temperature}, expected 0 (greedy) or at least {_COLD}"
+            )
+        if not math.isfinite(self.length_penalty):
+            raise ConfigError(f"length_penalty is {self.length_penalty}, expected a finite number")
         if self.length_penalty != 1 and self.beams == 1:
             raise ConfigError("length_penalty is about beam search: set beams, or leave it out")
 

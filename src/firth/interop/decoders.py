@@ -188,7 +188,7 @@ def config_from_decoder(family: str, settings: Mapping[str, Any], *, where: str)
         CheckpointError: if a setting that has no default is missing.
     """
     for key, value in _FIXED[family].items():
-        if (found := settings.get(key, value)) != value:
+        if (found := settings.get(key)) not in (value, None):
             raise UnsupportedError(f"{where}: {key} is {found!r}; supported: {value!r}")
     known = {**_DEFAULTS[family], **settings}
     missing = [key for key in _FIELDS[family].values() if key not in known]
@@ -196,7 +196,8 @@ def config_from_decoder(family: str, settings: Mapping[str, Any], *, where: str)
         raise CheckpointError(f"{where}: no {', '.join(missing)}; {family} needs it to be read")
     fields = {ours: known[theirs] for ours, theirs in _FIELDS[family].items()}
     used = float(fields.get("dropout", 0.0))
-    rates = {key: float(settings.get(key, used)) for key in _DROPOUTS[family]}
+    given = {key: settings.get(key) for key in _DROPOUTS[family]}
+    rates = {key: used if rate is None else float(rate) for key, rate in given.items()}
     tell_of_rates(rates, used, where)
     if family == "gpt2":
         inner = known["n_inner"]

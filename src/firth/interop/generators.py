@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from firth.config import from_dict, read_json
-from firth.errors import UnsupportedError
+from firth.errors import CheckpointError, UnsupportedError
 from firth.interop.decoders import (
     DECODERS,
     config_from_decoder,
@@ -58,8 +58,16 @@ def generator_form(
     return decoder_settings(family, config, ids), decoder_tensors(family, config, state)
 
 
-def check_class(settings: Mapping[str, Any], endings: Sequence[str], *, where: object) -> None:
+def check_class(
+    settings: Mapping[str, Any], endings: Sequence[str], *, where: object, loader: str = "AutoModel"
+) -> None:
     """Refuses directories of classes with other heads.
+
+    Args:
+        settings: of the directory.
+        endings: of the names of classes that can be read.
+        where: it is.
+        loader: the class of `transformers` that makes it one of these.
 
     Raises:
         UnsupportedError: if a class ends otherwise.
@@ -69,7 +77,7 @@ def check_class(settings: Mapping[str, Any], endings: Sequence[str], *, where: o
             raise UnsupportedError(
                 f"{where}: the class is {name}; supported: "
                 f"{', '.join(f'...{ending}' for ending in endings)} (to keep the network without "
-                "its head, load it with transformers.AutoModel and call save_pretrained)"
+                f"its head, load it with {loader} of transformers and call save_pretrained)"
             )
 
 
@@ -83,13 +91,18 @@ def read_generator(
         UnsupportedError: if a setting has a value that no configuration here expresses, or the
             directory is of a class with another head.
     """
-    check_class(settings, _ENDINGS, where=where)
+    check_class(settings, _ENDINGS, where=where, loader=GENERATORS[family])
     tensors, block = read_tensors(directory), dict(settings.get("firth", {}))
     config: GeneratorConfig
     if family == "t5":
         config = config_from_t5(settings, tensors, where=where)
     else:
         config = config_from_decoder(family, settings, where=where)
+        if not config.tied and "lm_head.weight" not in tensors:
+            raise CheckpointError(
+                f"{directory}: no lm_head.weight, the output matrix, which is not that of the "
+                f"embeddings here (tie_word_embeddings); save the model as {GENERATORS[family]}"
+            )
         if config.tied and has_own_output(family, tensors):
             logger.warning(
                 "%s: the output matrix is not that of the embeddings; both are kept", where

@@ -241,7 +241,8 @@ def config_from_stock(family: str, settings: Mapping[str, Any], *, where: str) -
 
 def _one_dropout(family: str, settings: Mapping[str, Any], where: str) -> float:
     default = 0.0 if family == "modernbert" else 0.1
-    rates = {key: float(settings.get(key, default)) for key in _DROPOUTS[family]}
+    given = {key: settings.get(key) for key in _DROPOUTS[family]}
+    rates = {key: default if rate is None else float(rate) for key, rate in given.items()}
     used = next(iter(rates.values()))
     tell_of_rates(rates, used, where)
     return used

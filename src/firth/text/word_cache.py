@@ -114,6 +114,8 @@ def cuts_words(description: dict[str, Any]) -> bool:
 def words_at(offsets: np.ndarray, line: str, text: str | Sequence[str]) -> np.ndarray:
     """For each token, the index of the word that holds its first character but for white space.
 
+    White space before the first word belongs to it; in a text without words all are -1.
+
     Args:
         offsets: (T, 2) begin and end of each token in `line`.
         line: the text as one string.
@@ -129,7 +131,8 @@ def words_at(offsets: np.ndarray, line: str, text: str | Sequence[str]) -> np.nd
         while start < end and line[start].isspace():
             start += 1
         visible.append(start)
-    return np.searchsorted(starts, np.array(visible, np.int64), side="right") - 1
+    found = np.searchsorted(starts, np.array(visible, np.int64), side="right") - 1
+    return np.maximum(found, 0) if len(starts) else found
 
 
 class WordCache:
