@@ -230,7 +230,8 @@ def load_model(directory: str | Path) -> LoadedModel:
 
     Of encoders it reads the classes without a head and those for masked LM, pre-training and
     sequence classification; of decoders and T5 those for language modelling, and those without a
-    head where the embeddings are the output matrix. In one file or in shards, in any floating-point type.
+    head where the embeddings are the output matrix. In one file or in shards, in any
+    floating-point type.
 
     Raises:
         CheckpointError: if files or tensors are missing, unexpected or of another shape.
