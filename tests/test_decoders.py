@@ -271,5 +271,7 @@ def test_a_class_with_another_head_is_named(tmp_path):
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["architectures"] = ["GPT2ForSequenceClassification"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UnsupportedError, match=r"GPT2ForSequenceClassification; .*GPT2LMHeadModel of"):
+    with pytest.raises(
+        UnsupportedError, match=r"GPT2ForSequenceClassification; .*GPT2LMHeadModel of"
+    ):
         load_model(tmp_path)
