@@ -387,6 +387,18 @@ def test_dev_texts_that_are_trained_on_are_told(lm, caplog):
     assert "7 of 12 dev texts are among the training texts" in caplog.text
 
 
+def test_empty_texts_and_labels_of_dev_alone_are_told(lm, caplog):
+    train, dev = examples_of("single", 0, 40), examples_of("single", 1, 20)
+    empty = [replace(example, texts=("",)) for example in train[:30]]
+    typo = [*dev, replace(dev[0], label="neutrl", row=77)]
+    how = replace(FINE, epochs=0.5)
+    firth.adapt(lm, task_of("single"), [*empty, *train[30:]], how, dev=typo)
+    assert "30 of 40 training texts are empty" in caplog.text
+    assert "1 dev examples have labels that no training example has (row 77" in caplog.text
+    with pytest.raises(ConfigError, match="text and label are one column, 2"):
+        Classification(text=2, label="2")
+
+
 # Runs that go wrong
 
 

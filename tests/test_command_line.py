@@ -198,6 +198,46 @@ def test_settings_in_a_file_that_a_start_makes_idle_are_told(tiny_run, tables, s
     assert "--model.num_layers, --tokenizer.vocab_size: no effect" in err
 
 
+def test_a_file_of_another_recipe_is_refused_and_the_command_line_counts_last(tables, said):
+    code, shown, _ = said("recipes", "show", "modern-bert", "--size", "tiny", "--vocab", "777")
+    assert code == 0
+    (tables / "r.toml").write_text(shown)
+    command = (tables / "a.txt", "--config", tables / "r.toml", "--steps", "1")
+    code, _, err = said("pretrain", "gpt", *command, "-o", tables / "run")
+    assert code == 2
+    assert "r.toml is of the recipe 'modern-bert' (name), and 'gpt' is asked for" in err
+    more = ("--data.valid", "0.5", "--size", "mini", "--vocab", "300")
+    _, _, err = said("pretrain", "modern-bert", *command, *more, "-o", tables / "run")
+    assert "training a wordpiece tokenizer of 300 tokens" in err
+    assert "r.toml: its shape is taken, not that of --size" in err
+
+
+def test_empty_paths_and_folders_of_pairs_are_named(tiny_run, tables, said):
+    run = tables / "run"
+    for words, message in (
+        (("pretrain", "bert", "", "-o", run, "--steps", "1"), "an empty path was given for a text"),
+        (("pretrain", "bert", tables / "a.txt", "-o", "", "--steps", "1"), "an empty path"),
+        (("embed", tiny_run, tables / "a.txt", "-o", ""), "vectors are written to a file"),
+        (
+            ("pretrain", "transformer", tables, "--target", tables, "-o", run, "--steps", "1"),
+            "a folder, expected a file with a text a line",
+        ),
+    ):
+        code, _, err = said(*words)
+        assert code in (2, 3)
+        assert message in err
+    assert not run.exists()
+
+
+def test_a_damaged_model_can_be_inspected_without_a_traceback(tiny_run, tmp_path, said):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    code, _, err = said("inspect", tmp_path / "run")
+    assert code == 1
+    assert "model.safetensors: cannot be read" in err
+
+
 def test_a_reader_that_has_seen_enough_is_no_error():
     for words in ("--help", "--version", "recipes"):
         command = [sys.executable, "-m", "firth.cli", words]

@@ -105,10 +105,12 @@ def need_writable(
         inputs: what is read, which must not be replaced.
 
     Raises:
-        ConfigError: if something else has that name, or a file that of one of its folders; if it
-            is one of `inputs`.
+        ConfigError: if it is empty; if something else has that name, or a file that of one of its
+            folders; if it is one of `inputs`.
         ResourceError: if the user may not write there.
     """
+    if not str(path):
+        raise ConfigError("an empty path was given for what is to be written (an unset variable?)")
     path = Path(os.path.realpath(path))
     if path.exists() and any(os.path.exists(one) and path.samefile(one) for one in inputs):
         raise ConfigError(f"{path} is what is read, and would be lost; choose another output")

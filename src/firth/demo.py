@@ -1,5 +1,6 @@
 """`firth demo`: the main job on the text that comes with firth, with its numbers."""
 
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -68,8 +69,8 @@ def run_demo(output: Path, minutes: float) -> None:
     console.print(_compared(lm, task, *parts, part=0.5 if slow else 1.0, begin=begin))
     console.print(f"\nDone in {(time.perf_counter() - begin) / 60:.1f} minutes. Next:\n")
     for command in (
-        f'firth fill {output} "We propose a novel [MASK]."',
-        f"firth inspect {output}",
+        f'firth fill {shlex.quote(str(output))} "We propose a novel [MASK]."',
+        f"firth inspect {shlex.quote(str(output))}",
         "firth pretrain modern-bert YOUR_TEXT/*.txt -o runs/mine --size mini --minutes 20",
         "firth adapt runs/mine train.tsv --text sentence --label label -o runs/task finetune",
     ):

@@ -162,7 +162,7 @@ def fit(
     course = _Course(task, dev, partial(_fitted, network, _trained(network), training.seed))
     at_step(0)
     every = max(1, min(batches.steps_per_epoch, total_steps), total_steps // 20)
-    losses, broken, told = list[float](), False, time.monotonic()
+    losses, broken = list[float](), False
     with _ended_by_interruption(course):
         for step in steps(state, objective, batches, training, total_steps=total_steps):
             if broken := not np.isfinite(step.loss):
@@ -172,9 +172,7 @@ def fit(
             at_step(step.step)
             if step.step % every == 0 or step.step == total_steps:
                 course.look(evaluate(), step.step)
-                if time.monotonic() - told > _QUIET:
-                    _tell(training.seed, step.step, total_steps, losses[-every:], course)
-                    told = time.monotonic()
+                course.tell(step.step, total_steps, losses[-every:])
             if course.waited >= patience:
                 break
     if (best := course.best) is None:  # it broke down before the first scoring
@@ -183,25 +181,8 @@ def fit(
     network.load_state_dict(best.weights, strict=False)
     if course.interrupted:
         return replace(best, degenerate=False, interrupted=True)
-    flat = _is_flat(losses)
-    if not flat:
-        course.tell()
-    still = flat and not course.improved and course.is_chance()
-    idle = course.collapsed or best.degenerate or still
+    idle = course.ends_idle(flat=_is_flat(losses))
     return replace(best, degenerate=broken or (idle and total_steps >= _ENOUGH))
-
-
-def _tell(seed: int, step: int, total: int, losses: list[float], course: "_Course") -> None:
-    assert course.best is not None
-    logger.info(
-        "seed %d: step %d of %d  loss %.3f  dev %s %.4f",
-        seed,
-        step,
-        total,
-        np.mean(losses),
-        course.best.report.main,
-        course.found[-1],
-    )
 
 
 _QUIET = 10.0
@@ -227,6 +208,8 @@ class _Course:
     """Whether the last scoring gave one answer for everything."""
     interrupted: bool = False
     """Whether Ctrl-C ended the run."""
+    told: float = field(default_factory=time.monotonic)
+    """When a scoring was logged last."""
 
     def look(self, scores: Scores, step: int) -> None:
         """Takes dev's scores after a step, and keeps the weights if they are the best.
@@ -246,7 +229,27 @@ class _Course:
     def _as_good(self, report: Report, best: Fitted) -> bool:
         return report.score == best.report.score and self.collapsed <= best.degenerate
 
-    def is_chance(self) -> bool:
+    def tell(self, step: int, total: int, losses: Sequence[float]) -> None:
+        """Logs the last scoring, now and then, with the losses before it."""
+        if self.best is None or time.monotonic() - self.told <= _QUIET:
+            return
+        logger.info(
+            "seed %d: step %d of %d  loss %.3f  dev %s %.4f",
+            *(self.best.seed, step, total, np.mean(losses)),
+            *(self.best.report.main, self.found[-1]),
+        )
+        self.told = time.monotonic()
+
+    def ends_idle(self, *, flat: bool) -> bool:
+        """Whether the run gives one answer for everything, or neither its loss (`flat`) nor dev
+        moved. Warns where it is dev alone that did not.
+        """
+        if not flat:
+            self._warn_of_dev()
+        still = flat and not self.improved and self._is_chance()
+        return self.collapsed or still or (self.best is not None and self.best.degenerate)
+
+    def _is_chance(self) -> bool:
         """Whether dev is no more than a standard error better than with one answer for all."""
         if self.best is None:
             return True
@@ -258,8 +261,8 @@ class _Course:
         """Whether a scoring was better than the first."""
         return any(score > self.found[0] for score in self.found)
 
-    def tell(self) -> None:
-        """Warns where dev cannot tell weights apart."""
+    def _warn_of_dev(self) -> None:
+        """Says where dev cannot tell weights apart."""
         if self.best is not None and len(self.found) > 2 and len(set(self.found)) == 1:
             logger.warning(
                 "seed %d: dev %s was %.3f all the time, so the last weights are kept: %d dev "

@@ -183,6 +183,11 @@ def _parts(
             )
     if not (train and dev):
         raise DataError("there are no training examples, or no dev examples; give some of each")
+    empty = sum(not any(map(len, example.texts)) for example in train)
+    if empty > len(train) / 2:
+        logger.warning(
+            "%d of %d training texts are empty; is it the column of the texts?", empty, len(train)
+        )
     return train, dev
 
 
@@ -216,6 +221,13 @@ def _with_labels(task: AnyTask, train: Sequence[Example], dev: Sequence[Example]
     more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
     logger.info("%d labels: %s%s", len(labels), ", ".join(map(str, labels[:_SHOWN])), more)
     if isinstance(task, Classification) and task.kind == "single" and not task.labels:
+        learned = {example.label for example in train}
+        if alone := [example for example in dev if example.label not in learned]:
+            logger.warning(
+                "%d dev examples have labels that no training example has (row %s has %r): nothing "
+                "can be learned of them",
+                *(len(alone), alone[0].row, alone[0].label),
+            )
         counts = Counter(example.label for example in examples)
         once = sum(count == 1 for count in counts.values())
         if once > len(counts) / 2:

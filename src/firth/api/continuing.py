@@ -1,4 +1,4 @@
-"""Going on from a trained model instead of from random weights."""
+"""What training is given beside its text: a recipe, a model to go on from, a tokenizer."""
 
 import logging
 
@@ -11,17 +11,24 @@ from firth.objectives import Hybrid
 from firth.protocols import ABSENT
 from firth.recipes import Recipe
 from firth.text.tokenizers import Tokenizer
+from firth.training import BUDGETS
 
 logger = logging.getLogger(__name__)
 
 
 def check_given(recipe: Recipe, start: object, tokenizer: object) -> None:
-    """Refuses what is no model to go on from, and what is no tokenizer, or one of pieces where the
-    vectors are of whole words: before any text is read.
+    """Refuses, before any text is read, what is no recipe or has no budget, what is no model to go
+    on from, and what is no tokenizer or does not suit the recipe.
 
     Raises:
         ConfigError: says what to give instead.
     """
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"the recipe is {recipe!r}, expected a firth.Recipe, such as firth.recipe('bert')"
+        )
+    if all(getattr(recipe.training, budget) is None for budget in BUDGETS):
+        raise ConfigError(f"there is no budget; give one of {', '.join(BUDGETS)}")
     if start is not None and not isinstance(start, LanguageModel):
         raise ConfigError(
             f"start is {start!r} ({type(start).__name__}), expected a language model: "
@@ -32,8 +39,15 @@ def check_given(recipe: Recipe, start: object, tokenizer: object) -> None:
             f"tokenizer is {tokenizer!r} ({type(tokenizer).__name__}), expected a firth.Tokenizer, "
             "such as firth.Tokenizer.load(DIRECTORY)"
         )
-    blanks = isinstance(recipe.model, BertConfig) or isinstance(recipe.objective, Hybrid)
-    if blanks and isinstance(tokenizer, Tokenizer):
+    if tokenizer is not None:
+        _check_tokenizer(recipe, tokenizer)
+
+
+def _check_tokenizer(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Refuses one without an opening where blanks are filled, and one of pieces where the vectors
+    are of whole words.
+    """
+    if isinstance(recipe.model, BertConfig) or isinstance(recipe.objective, Hybrid):
         first = tokenizer.vocabulary.first
         if first != ABSENT and tokenizer.encode("a").ids[0] != first:
             raise ConfigError(
@@ -41,8 +55,7 @@ def check_given(recipe: Recipe, start: object, tokenizer: object) -> None:
                 "text, as training does and the model will expect; give its tokenizer.json a "
                 "post_processor (tokenizers.processors.TemplateProcessing) that does"
             )
-    words = isinstance(recipe.model, StaticConfig | ElmoConfig)
-    if words and isinstance(tokenizer, Tokenizer) and not tokenizer.whole_words:
+    if isinstance(recipe.model, StaticConfig | ElmoConfig) and not tokenizer.whole_words:
         raise ConfigError(
             f"the recipe {recipe.name} is of whole words, and the tokenizer that was given cuts "
             "them into pieces; leave it out, or train one with kind='word' or 'whitespace'"

@@ -28,13 +28,11 @@ from firth.api.training_text import (
     AnyCorpus,
     TrainingText,
     all_texts,
-    check_corpus,
     check_documents,
-    check_languages,
+    check_text,
     open_training_text,
     some_texts,
     warn_of_few,
-    warn_of_text,
     write_training_text,
 )
 from firth.device import pick_device, prepare_process
@@ -57,7 +55,7 @@ from firth.text.annotations import Annotator, annotator
 from firth.text.batches import ObjectiveBatches, random_stream
 from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
-from firth.training import BUDGETS, HeldOut, Run, State, steps_within, train
+from firth.training import HeldOut, Run, State, steps_within, train
 from firth.training.distributed import Ranks, join, leave, wait
 
 logger = logging.getLogger(__name__)
@@ -105,22 +103,12 @@ def pretrain(
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
     prepare_process()
-    if not isinstance(recipe, Recipe):
-        raise ConfigError(
-            f"the recipe is {recipe!r}, expected a firth.Recipe, such as firth.recipe('bert')"
-        )
-    if all(getattr(recipe.training, budget) is None for budget in BUDGETS):
-        raise ConfigError(f"there is no budget; give one of {', '.join(BUDGETS)}")
     check_given(recipe, start, tokenizer)
     if start is not None:
         name = str(start.path or "a model in memory")
         recipe = recipe.started_from(start.model.config, name, start.max_length)
         tokenizer = own_tokenizer(start, name, tokenizer)
-    check_corpus(recipe, corpus)
-    if valid is not None:
-        check_corpus(recipe, valid)
-        check_languages(corpus, valid)
-    warn_of_text(recipe, corpus, valid)
+    check_text(recipe, corpus, valid)
     if isinstance(recipe.objective, WordContext):
         check_word_vectors(recipe, corpus)
     run = Path(output)

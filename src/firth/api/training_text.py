@@ -163,7 +163,22 @@ def open_training_text(run: Path, part: str, recipe: Recipe) -> TrainingText:
     )
 
 
-def check_corpus(recipe: Recipe, corpus: AnyCorpus) -> None:
+def check_text(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus | None) -> None:
+    """Refuses text that does not suit the recipe, or held-out text that does not suit the corpus;
+    says what a document is, which settings the text makes idle, and if what is held out is part of
+    the corpus.
+
+    Raises:
+        ConfigError: if they do not fit.
+    """
+    _check_corpus(recipe, corpus)
+    if valid is not None:
+        _check_corpus(recipe, valid)
+        _check_same_languages(corpus, valid)
+    _warn_of_text(recipe, corpus, valid)
+
+
+def _check_corpus(recipe: Recipe, corpus: AnyCorpus) -> None:
     """Refuses what is no corpus, pairs where texts are needed, and the other way round.
 
     Raises:
@@ -213,7 +228,7 @@ def check_documents(recipe: Recipe, count: int) -> None:
         )
 
 
-def check_languages(corpus: AnyCorpus, valid: AnyCorpus) -> None:
+def _check_same_languages(corpus: AnyCorpus, valid: AnyCorpus) -> None:
     """Refuses held-out text of other languages than the corpus.
 
     Raises:
@@ -229,10 +244,7 @@ def check_languages(corpus: AnyCorpus, valid: AnyCorpus) -> None:
         )
 
 
-def warn_of_text(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus | None) -> None:
-    """Says what a document is, which settings the text makes idle, and if what is held out is part
-    of the corpus.
-    """
+def _warn_of_text(recipe: Recipe, corpus: AnyCorpus, valid: AnyCorpus | None) -> None:
     _say_documents(corpus)
     if recipe.data.smoothing != DataSettings.smoothing and not isinstance(
         corpus, MultilingualCorpus

@@ -107,9 +107,6 @@ def pretrain(arguments: Sequence[str]) -> None:
     need_writable(options.output, directory=True)
     prepare_process(options.threads)
     valid = _corpus(options.valid, options.valid_target, options) if options.valid else None
-    command = shlex.join(["firth", "pretrain", *arguments])
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        command += "  (behind torchrun, as before)"
     pretrain_model(
         chosen,
         _corpus(options.corpus, options.target, options),
@@ -119,12 +116,21 @@ def pretrain(arguments: Sequence[str]) -> None:
         start=_start(options),
         device=options.device,
         tensorboard=options.tensorboard,
-        resume_hint=command,
+        resume_hint=_resume_hint(arguments),
     )
     if os.environ.get("RANK", "0") != "0":
         return
     print(options.output)
-    run = shlex.quote(options.output)
+    _say_next(chosen, shlex.quote(options.output))
+
+
+def _resume_hint(arguments: Sequence[str]) -> str:
+    command = shlex.join(["firth", "pretrain", *arguments])
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"{command}  (behind torchrun, as before)" if several else command
+
+
+def _say_next(chosen: Recipe, run: str) -> None:
     look = f'generate {run} "..."'
     if isinstance(chosen.model, BertConfig):
         look = f'fill {run} "..."'
@@ -193,15 +199,23 @@ def _texts(paths: Sequence[str], options: Options) -> Corpus:
 
 
 def _recipe(options: Options, settings: dict[str, Any]) -> Recipe:
-    """Recipe, then file, then command line."""
+    """Recipe of the size, then file, then command line."""
     chosen = recipe(options.recipe, size=options.size, vocab_size=options.vocab)
     written = {} if options.config is None else read_toml(options.config)
+    if (named := written.get("name", chosen.name)) != chosen.name:
+        raise ConfigError(
+            f"{options.config} is of the recipe {named!r} (name), and {chosen.name!r} is asked for;"
+            f" give firth pretrain {named}, or take the line of the name and those of another kind "
+            "of model out of the file"
+        )
+    if options.size is not None and {"hidden_size", "num_layers"} & {*written.get("model", ())}:
+        logger.warning("%s: its shape is taken, not that of --size", options.config)
     chosen = chosen.with_settings(written, where=options.config or "")
     flags = {f"training.{name}": getattr(options, name) for name in BUDGETS}
+    flags["tokenizer.vocab_size"] = options.vocab
     given = {path: value for path, value in flags.items() if value is not None}
-    sizes = {} if options.vocab is None else {"tokenizer.vocab_size": options.vocab}
-    for path in settings.keys() & (given | sizes).keys():
-        flag = "--vocab" if path in sizes else f"--{path.rpartition('.')[2]}"
+    for path in settings.keys() & given.keys():
+        flag = "--vocab" if path.startswith("tokenizer.") else f"--{path.rpartition('.')[2]}"
         raise ConfigError(f"--{path} and {flag} are the same setting; give one of them")
     _warn_of_idle(options, [*settings, *(path for path, _ in flat_settings(written))])
     return chosen.with_settings({**given, **settings})

@@ -111,17 +111,24 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
+def _count_parameters(path: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    return sum(math.prod(shape) for shape in shapes)
+
+
 def _facts(run: Path) -> dict[str, Any]:
     from firth.training.checkpoint import find, read_record
     from firth.training.tracking import read_metrics
 
     facts: dict[str, Any] = {"directory": str(run)}
     if (run / "model.safetensors").is_file():
-        from safetensors import safe_open
-
-        with safe_open(run / "model.safetensors", "np") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        facts["parameters"] = sum(math.prod(shape) for shape in shapes)
+        facts["parameters"] = _count_parameters(run / "model.safetensors")
     if (run / "recipe.json").is_file():
         record = read_json(run / "recipe.json")
         recipe = record.get("recipe") or record.get("requested")

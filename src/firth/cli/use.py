@@ -116,7 +116,7 @@ def _texts(given: tuple[str, ...]) -> list[str]:
 def embed(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Embed, arguments, "embed")
-    if options.output == "-":
+    if options.output in ("", "-"):
         raise ConfigError("vectors are written to a file, not to stdout; give -o NAME.npy")
     target = Path(options.output)
     units = target.with_suffix(".units.tsv")

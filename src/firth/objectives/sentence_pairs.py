@@ -124,8 +124,7 @@ def pair_up(
     labels = np.zeros(len(begin), dtype=np.int64)
     if kind == "next":
         owner = _exchanged(sequences, whole, changed, rng)
-        room = end - cut + begin - (sequences.starts[:-1] + 1)
-        other = _last_words(words, begin[owner], end[owner], room)
+        other = _last_words(sequences, words, begin, cut, owner)
         labels[(owner != np.arange(len(owner))) & (other < end[owner])] = 1
         b_begin = np.where(labels == 1, other, cut)
         b_length = np.where(labels == 1, end[owner], end) - b_begin
@@ -220,15 +219,19 @@ def _exchanged(
 
 
 def _last_words(
-    words: np.ndarray, begin: np.ndarray, end: np.ndarray, room: np.ndarray
+    sequences: Sequences, words: np.ndarray, begin: np.ndarray, cut: np.ndarray, owner: np.ndarray
 ) -> np.ndarray:
-    """(B) the first of the `words` of a piece from which on it fits into the room.
+    """(B) the first word of each owner's piece from which on it fits behind the sequence's own A;
+    behind the end of that piece where none does.
 
     Args:
+        sequences: the pieces.
         words: where a B may begin.
-        begin: (B) where the piece begins.
-        end: (B) where it ends; what is returned is no smaller where nothing fits.
-        room: (B) tokens.
+        begin: (B) where each piece begins with a word.
+        cut: (B) where its A ends.
+        owner: (B) whose B it gets.
     """
-    place = np.searchsorted(words, np.maximum(begin, end - room))
+    first, end = sequences.starts[:-1] + 1, sequences.starts[1:] - 1
+    room = (end - first) - (cut - begin)
+    place = np.searchsorted(words, np.maximum(begin[owner], end[owner] - room))
     return np.append(words, np.iinfo(np.int64).max)[place]

@@ -99,6 +99,9 @@ class Classification:
         if self.kind not in METRICS:
             raise ConfigError(f"kind is {self.kind!r}; {suggest(self.kind, METRICS)}")
         refuse_repeated(self.labels)
+        for name in ("text", "text_pair"):
+            if str(self.label) == str(getattr(self, name)):
+                raise ConfigError(f"{name} and label are one column, {self.label}; they are two")
         if not self.label_separator:
             raise ConfigError("label_separator is empty, expected what stands between labels: ','")
         if self.metric and self.metric not in METRICS[self.kind]:

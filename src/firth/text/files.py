@@ -70,11 +70,13 @@ def find_files(paths: Iterable[str | Path]) -> tuple[Path, ...]:
     with a warning.
 
     Raises:
-        DataError: if a path does not exist, has an unknown suffix, or yields no file.
+        DataError: if a path is empty or does not exist, has an unknown suffix, or yields no file.
     """
     found: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        for file in _files(path):
+    for path in paths:
+        if not str(path):  # which would be the folder one is in
+            raise DataError("an empty path was given for a text; is a variable unset?")
+        for file in _files(Path(path)):
             found.setdefault(file.resolve(), file)
     if not found:
         raise DataError("no files were given; give at least one file, folder or glob pattern")

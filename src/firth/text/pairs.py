@@ -117,6 +117,8 @@ class ParallelCorpus:
 
 
 def _lines(path: Path, errors: str) -> list[str]:
+    if path.is_dir():
+        raise DataError(f"{path}: a folder, expected a file with a text a line")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     statistics = Statistics()
