@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,49 @@ def test_tables_are_embedded_and_scored_by_their_column(tiny_run, tables, said):
     code, _, err = said("score", tiny_run, tables / "b.jsonl")
     assert code == 3
     assert "row 1: 'text' is 3, expected a string" in err
+
+
+def test_scores_are_printed_as_they_come(tiny_run, tables, said, monkeypatch):
+    lines = [*TEXTS, "", TEXTS[0] * 30, *TEXTS]
+    (tables / "long.txt").write_text("\n".join(lines) + "\n")
+    _, whole, summary = said("score", tiny_run, tables / "long.txt")
+    printed = []
+    score = firth.LanguageModel.score
+
+    def watched(model, texts, **how):
+        printed.append((len(texts), sys.stdout.getvalue().count("\n")))
+        return score(model, texts, **how)
+
+    monkeypatch.setattr(firth.LanguageModel, "score", watched)
+    monkeypatch.setattr("firth.cli.use._MOST_LINES", 2)
+    monkeypatch.setattr("firth.cli.use._MOST_CHARACTERS", 200)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    code = main(["score", str(tiny_run), str(tables / "long.txt")])
+    rows = sys.stdout.getvalue()
+    assert code == 0
+    assert printed == [(2, 0), (2, 2), (2, 4)]
+    for one, other in zip(rows.splitlines(), whole.splitlines(), strict=True):
+        (a, p, text), (b, q, same) = one.split("\t"), other.split("\t")
+        assert text == same
+        assert float(a) == pytest.approx(float(b), abs=2e-3)
+        assert (p == q == "") or float(p) == pytest.approx(float(q), rel=1e-4)
+    assert said("score", tiny_run, tables / "long.txt")[2] == 2 * summary
+
+
+def test_long_work_says_how_far_it_is(tiny_run, tables, said, monkeypatch):
+    (tables / "long.txt").write_text(TEXTS[0] * 40)
+    assert "left" not in said("score", tiny_run, tables / "long.txt")[2]
+    monkeypatch.setattr("firth.inference.progress.EVERY", 0.0)
+    err = said("score", tiny_run, tables / "long.txt")[2]
+    done, total = (
+        [int(text.replace(",", "")) for text in part]
+        for part in zip(
+            *re.findall(r"([\d,]+) of ([\d,]+) tokens read, \d+ s left", err), strict=True
+        )
+    )
+    assert len(set(total)) == 1
+    assert done == sorted(set(done))
+    assert 0 < done[-1] < total[0]
 
 
 def test_all_layers_by_name(tiny_run, tables, said):

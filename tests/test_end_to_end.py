@@ -329,6 +329,21 @@ def test_settings_of_an_attempt_that_never_began_are_forgotten(corpus, tmp_path,
     assert firth.Tokenizer.load(path).vocabulary.size == 300
 
 
+def test_an_interruption_while_an_adapted_model_is_saved(tiny_run, tables, tmp_path, monkeypatch):
+    save = firth.AdaptedModel.save
+
+    def interrupted(model, *arguments, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        save(model, *arguments, **named)
+
+    monkeypatch.setattr(firth.AdaptedModel, "save", interrupted)
+    result = run(*adapting(tiny_run, tables, tmp_path / "out", "frozen", "--epochs", 1))
+    assert result.code == 130
+    assert f"interrupted; {tmp_path / 'out'} is saved" in result.err
+    assert firth.load(tmp_path / "out").predict(["The tide is in."])
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 

@@ -17,11 +17,12 @@ from firth.api.adapted import RECORD, AnyTask
 from firth.api.adapting import read_task
 from firth.atomic import need_writable
 from firth.cli.options import parse
-from firth.errors import ConfigError
+from firth.errors import ConfigError, Interrupted
 from firth.interop.files import refuse_to_overwrite
 from firth.protocols import Example
 from firth.tasks import TASKS
 from firth.tasks.classification import Classification
+from firth.training.run import interruptions
 
 
 def _truth(words: list[str]) -> bool:
@@ -122,7 +123,10 @@ def adapt(arguments: Sequence[str]) -> None:
     adapted = adapt_model(
         lm, task, options.train, options.how, dev=options.dev, seeds=range(options.seeds)
     )
-    adapted.save(options.output, overwrite=options.overwrite)
+    with interruptions() as stop:  # what took hours is not lost to a Ctrl-C while it is written
+        adapted.save(options.output, overwrite=options.overwrite)
+    if stop:
+        raise Interrupted(f"interrupted; {options.output} is saved", int(stop[0]))
     result = {
         "output": options.output,
         "seeds": len(adapted.seeds),

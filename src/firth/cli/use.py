@@ -3,10 +3,10 @@
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -17,6 +17,7 @@ from firth.cli.options import parse, print_rows, read_lines
 from firth.errors import ConfigError
 from firth.inference.embedding import Layers
 from firth.inference.generation import Decoding
+from firth.inference.scoring import Score
 from firth.protocols import ABSENT
 
 
@@ -96,6 +97,12 @@ class Generate:
     """One JSON object a text, with every token's log probability."""
     device: str = "auto"
 
+
+_MOST_LINES = 512
+"""Lines that are scored together: enough to be sorted by length."""
+
+_MOST_CHARACTERS = 1 << 16
+"""A masked model reads a text once for each of its tokens."""
 
 _UNITS = "line\tstart\tend\tunit\n"
 """First line of the file that says what each row of vectors is."""
@@ -224,21 +231,34 @@ def score(arguments: Sequence[str]) -> None:
     options = parse(ScoreTexts, arguments, "score")
     model = _load(options.model, options.device)
     how = {"within_word": options.within_word, "pseudo": options.pseudo}
-    scores = model.score(read_lines(options.file, options.column), **how)
-    rows = []
-    for one in scores:
-        perplexity = one.perplexity if one.tokens else None
-        row = {"nats": one.total, "perplexity": perplexity, "text": one.text}
-        if options.json:
-            values = [round(value, 4) for value in one.log_probabilities.tolist()]
-            row |= {"method": one.method, "tokens": one.tokens, "log_probabilities": values}
-        rows.append(row)
-    print_rows(rows, as_json=options.json)
-    count = sum(len(one.tokens) for one in scores)
-    total = sum(one.total for one in scores)
+    lines = read_lines(options.file, options.column)
+    count, total, method = 0, 0.0, ""
+    for texts in _chunks(lines):
+        scores = model.score(texts, **how)
+        print_rows([_score_row(one, as_json=options.json) for one in scores], as_json=options.json)
+        sys.stdout.flush()
+        count += sum(len(one.tokens) for one in scores)
+        total += sum(one.total for one in scores)
+        method = scores[0].method
     if count:
-        print(
-            f"{len(scores)} texts, {count} tokens, {scores[0].method}: perplexity "
-            f"{np.exp(-total / count):.3f}",
-            file=sys.stderr,
-        )
+        summary = f"{len(lines)} texts, {count} tokens, {method}"
+        print(f"{summary}: perplexity {np.exp(-total / count):.3f}", file=sys.stderr)
+
+
+def _score_row(one: Score, *, as_json: bool) -> dict[str, Any]:
+    perplexity = one.perplexity if one.tokens else None
+    row = {"nats": one.total, "perplexity": perplexity, "text": one.text}
+    if as_json:
+        values = [round(value, 4) for value in one.log_probabilities.tolist()]
+        row |= {"method": one.method, "tokens": one.tokens, "log_probabilities": values}
+    return row
+
+
+def _chunks(lines: Sequence[str]) -> Iterator[list[str]]:
+    """Lines that are scored together, so that what is done is printed while the rest is at work."""
+    begin = characters = 0
+    for end, line in enumerate(lines, 1):
+        characters += len(line)
+        if end == len(lines) or end - begin == _MOST_LINES or characters >= _MOST_CHARACTERS:
+            yield list(lines[begin:end])
+            begin, characters = end, 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from firth.device import Precision, compute_dtype, computing
 from firth.errors import DivergedError
+from firth.inference.progress import Progress
 from firth.models.heads import HEADS
 from firth.protocols import Batch, Context, Encoding
 from firth.text.batches import collate, length_batches
@@ -96,6 +97,7 @@ class Engine:
         compute: Callable[[np.ndarray, Batch], T],
     ) -> Iterator[tuple[np.ndarray, Batch, T]]:
         """Runs texts in batches of like length, as `run` does; `lay` makes the batch of some."""
+        progress = Progress(int(lengths.sum()), "tokens read")
         for longest_first in length_batches(lengths, BUDGET[self.device.type]):
             chosen = longest_first[::-1]  # ascending, as attention groups them
             batch = lay(chosen).to(self.device)
@@ -104,6 +106,7 @@ class Engine:
             with torch.inference_mode(), computing(self.dtype, self.device):
                 kept = compute(chosen, batch)
             self.model.train(was_training)
+            progress.add(int(lengths[chosen].sum()))
             yield chosen, batch, kept
 
 

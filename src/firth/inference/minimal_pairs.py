@@ -16,6 +16,7 @@ import numpy as np
 
 from firth.errors import DataError
 from firth.inference.ngrams import KneserNey, corpus_tokens, unigram_log_probabilities
+from firth.inference.progress import Progress
 from firth.inference.scoring import Method, Score
 from firth.protocols import Encoding
 from firth.text.languages import JoinedLanguages, has_tokens, open_tokens
@@ -91,8 +92,10 @@ def model_differences(
     """
     found: list[Score] = []
     texts = [encoding.text for encoding in sentences.encodings]
+    progress = Progress(len(texts), "sentences scored")
     for begin in range(0, len(texts), CHUNK):
         found.extend(score(texts[begin : begin + CHUNK]))
+        progress.add(len(found) - progress.done)
     return sentences.differences(np.array([one.total for one in found])), found[0].method
 
 

@@ -1,5 +1,6 @@
 """Filling blanks, and scoring texts with masked and causal language models."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from firth.errors import ConfigError, UnsupportedError
 from firth.inference.blanks import blank_scores, blank_states, blank_token
 from firth.inference.forward import Engine, Window, check_numbers, windows
 from firth.protocols import Batch, Encoding, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _TOGETHER = 1 << 24
 """Tokens of masked copies that are made at a time, also of one text, about."""
@@ -180,6 +183,11 @@ def score_masked(
     copied = np.cumsum([len(window.ids) for window, _ in blanks], dtype=np.int64)
     borders = np.flatnonzero(np.diff(copied // _TOGETHER)) + 1
     logs = [np.zeros(len(encoding.ids)) for encoding in encodings]
+    if len(borders):
+        logger.info(
+            "%s tokens are to be read, as each of %s is masked in a copy of its own; in %d parts",
+            *(f"{copied[-1]:,}", f"{len(blanks):,}", len(borders) + 1),
+        )
     for low, high in pairwise([0, *borders.tolist(), len(blanks)]):
         part = blanks[low:high]
         values = _score_blanks(engine, tokenizer, encodings, part, within_word=within_word)
