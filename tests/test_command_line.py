@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import firth
-from firth.cli import main
+from firth.adaptation import ADAPTATIONS
+from firth.cli import VERBS, main
 from firth.config import read_toml
 from firth.errors import DataError
 from firth.protocols import Example
@@ -458,6 +459,20 @@ def test_units_are_a_table_that_others_read(tiny_run, tables, said):
     assert [row["line"] for row in rows] == ["1"] * 7 + ["2"] * 3
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_says_what_it_is(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("NO_COLOR", "1")
+    kinds = [(verb, kind) for kind in ADAPTATIONS] if verb == "adapt" else []
+    for words in [(verb,), *kinds]:
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--help"])
+        assert stop.value.code == 0
+        shown = capsys.readouterr().out
+        assert "--help" in shown
+        assert re.findall(r"│ +(?:-[^│]+  )?\((?:default|required|repeatable).*", shown) == []
+
+
 def test_what_recipes_show_is_a_file_of_settings(said, tmp_path):
     for name in ("modern-bert", "elmo", "transformer", "word2vec"):
         code, shown, _ = said("recipes", "show", name)
@@ -537,3 +552,23 @@ def test_tags_of_another_kind_are_refused(tiny_run):
     with pytest.raises(DataError, match=r"the tags are B-PER, O, and the model knows DET, NOUN"):
         adapted.evaluate([Example(texts=(words,), label=("O", "B-PER", "O"))])
     assert adapted.evaluate([Example(texts=(words,), label=("DET", "X", "X"))]).num_examples == 1
+
+
+def test_prompts_beside_a_dash_and_strings_that_end_a_text(said, tmp_path, papers):
+    (tmp_path / "a.txt").write_text("\n".join(papers))
+    command = ("pretrain", "gpt", tmp_path / "a.txt", "-o", tmp_path / "run", "--size", "tiny")
+    code, _, err = said(*command, "--vocab", 600, "--steps", 2)
+    assert code == 0, err
+    code, _, err = said("generate", tmp_path / "run", "-", "The results")
+    assert code == 2
+    assert "give it alone" in err
+    how = ("--max-tokens", 12)
+    _, whole, _ = said("generate", tmp_path / "run", "The results", *how)
+    end = whole.rstrip("\n")[-2:]
+    _, cut, _ = said(
+        "generate", tmp_path / "run", "--stop", "@@", "--stop", end, "The results", *how
+    )
+    assert cut.rstrip("\n") == whole[: whole.index(end, len("The results"))]
+    _, several, _ = said("generate", tmp_path / "run", "The\nresults", "We", *how)
+    assert len(several.splitlines()) == 2
+    assert several.startswith("The results")

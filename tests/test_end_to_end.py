@@ -769,6 +769,31 @@ def test_predict_prints_label_and_probability(fine_tuned, tables):
         assert 0 < float(probability) <= 1
 
 
+def test_files_that_are_laid_out_otherwise_than_the_training_file(fine_tuned, tables, tmp_path):
+    expected = good("predict", fine_tuned, tables / "test.tsv")
+    measured = good("evaluate", fine_tuned, tables / "test.tsv")
+    rows = [line.split("\t") for line in (tables / "test.tsv").read_text().splitlines() if line]
+    other = tmp_path / "other.tsv"
+    other.write_text("n\tclass\tbody\n" + "".join(f"1\t{b}\t{a}\n" for a, b in rows[1:]))
+    bare = tmp_path / "bare.tsv"
+    bare.write_text("".join(f"1\t{b}\t{a}\n" for a, b in rows[1:]))
+    for file, text, label in ((other, "body", "class"), (bare, 3, 2)):
+        assert good("predict", fine_tuned, file, "--text", text) == expected
+        assert good("evaluate", fine_tuned, file, "--text", text, "--label", label) == measured
+    header = ("--header", "true", "--text", 3)
+    assert good("predict", fine_tuned, other, *header) == expected
+    assert good("evaluate", fine_tuned, other, *header, "--label", 2) == measured
+    for options, said in (
+        (("predict", fine_tuned, other), "no column 'sentence' among 'n', 'class', 'body'"),
+        (("predict", fine_tuned, other, "--text-pair", 2), "this one is of single texts"),
+        (("predict", fine_tuned, "-", "--text", 2), "are about columns, not lines"),
+        (("evaluate", fine_tuned, other, "--suite", "blimp", "--text", 2), "labelled examples"),
+    ):
+        result = run(*options, stdin="A line.")
+        assert result.code == 2
+        assert said in result.err
+
+
 def test_lines_are_no_input_for_a_pair_task(tiny_run, tmp_path):
     rows = ["first\tsecond\tlabel"]
     rows += [f"the result {i}\t{w} corpus\t{w}" for i in range(30) for w in ("a", "no")]
@@ -966,7 +991,11 @@ def test_recipes():
     for name in names:
         shown = good("recipes", "show", name, "--size", "tiny")
         setting, size = {"elmo": ("projection_size", 64)}.get(name, ("hidden_size", 128))
-        assert f"model.{setting} = {size}" in shown
+        assert f"model.{setting} = {size}  # " in shown
+        for line in shown.splitlines():
+            path, given, rest = line.removeprefix("# ").partition(" = ")
+            if given and " " not in path and not path.endswith("type"):
+                assert re.search(r"  # [^ ].*[^ .]$", rest), line  # each says what it means
         whole = strict_json(good("recipes", "show", name, "--size", "tiny", "--json"))
         assert whole["model"][setting] == size
         assert whole["name"] == name
@@ -977,9 +1006,8 @@ def test_recipes():
 
 def test_every_setting_that_recipes_show_can_be_given(corpus, tmp_path):
     """What `recipes show` prints is what `pretrain` takes."""
-    shown = [
-        line.split(" = ") for line in good("recipes", "show", "bert").splitlines() if " = " in line
-    ]
+    lines = [line.split("  # ")[0] for line in good("recipes", "show", "bert").splitlines()]
+    shown = [line.split(" = ") for line in lines if " = " in line]
     values = {name: value for name, value in shown if not name.endswith("type") and value != "null"}
     command = ["pretrain", "bert", corpus, "-o", tmp_path / "run"]
     flags = [

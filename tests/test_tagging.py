@@ -991,6 +991,12 @@ def test_the_command_line_tags(lm, papers, tmp_path, tiny_run, capsys):
     wrong = write(tmp_path / "columns.txt", test.read_text())
     assert main(["predict", str(out), str(wrong)]) == 2
     assert "looks like words in columns" in capsys.readouterr().err
+    for number in ("1", "2"):
+        assert main(["predict", str(out), str(wrong), "--text", number]) == 0
+        found = capsys.readouterr().out.rstrip("\n").split("\n\n")
+        if number == "1":
+            assert found == sentences
+    assert [line.split("\t")[0] for line in found[0].split("\n")] == list(examples[60].label)
 
 
 def test_the_command_line_prints_both_mixes(papers, tmp_path, tiny_run, capsys):

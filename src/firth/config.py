@@ -5,9 +5,14 @@ error that names its place. A field that may hold one of several dataclasses is 
 dictionary carries the class name under ``"type"``.
 """
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
 import json
+import re
+import textwrap
 import tomllib
 import types
 import typing
@@ -116,6 +121,35 @@ def _lay(tree: dict[str, Any], data: Mapping[str, Any]) -> None:
             _lay(old, value)
         else:
             tree[key] = value
+
+
+def meanings(config: Any, place: str = "") -> dict[str, str]:
+    """What each setting of nested dataclasses says of itself, by its dotted name.
+
+    That is the first sentence below the field in the source, behind the words that it can be.
+    """
+    found = {}
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(type(config)))).body
+    hints = typing.get_type_hints(type(config))
+    for one, after in itertools.pairwise(getattr(tree, "body", ())):
+        name = ast.unparse(one.target) if isinstance(one, ast.AnnAssign) else ""
+        if not name or not hasattr(config, name):
+            continue
+        if dataclasses.is_dataclass(value := getattr(config, name)):
+            found |= meanings(value, f"{place}{name}.")
+        elif isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            text = " ".join(str(after.value.value).split())
+            choices = " | ".join(_choices(hints[name]))
+            first = re.split(r"(?<! al)\. (?=[A-Z])", text.rstrip("."), maxsplit=1)[0]
+            found[f"{place}{name}"] = f"{choices}: {first}" if choices else first
+    return found
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a setting can be."""
+    if typing.get_origin(hint) is Literal:
+        return [str(word) for word in typing.get_args(hint)]
+    return [word for part in typing.get_args(hint) for word in _choices(part)]
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -39,12 +39,17 @@ class FineTuning:
     """
 
     epochs: float | None = None
+    """Passes over the examples. None: three, or `min_steps`, whichever is longer."""
     min_steps: int = 300
+    """Fewest steps where no epochs are given."""
     batch_size: int = 32
+    """Examples in a step."""
     lr: float = 5e-4
     """Peak learning rate: 5e-4 suits 4x256; 2e-5 to 5e-5 suit base-sized models."""
     weight_decay: float = 0.01
+    """Of AdamW, for matrices and embeddings."""
     warmup: float = 0.1
+    """Share of the steps in which the rate rises; then it falls to 0 in a line."""
     reset_layers: int | None = None
     """Top layers drawn anew before training; None for one in six (2 of base, none of mini)."""
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
@@ -73,6 +78,7 @@ class FineTuning:
     restarts: int = 3
     """Other seeds to try where a run is degenerate."""
     precision: Precision = "auto"
+    """Of the matrix products; auto: bfloat16 where the processor is fast at it."""
 
     def __post_init__(self) -> None:
         check_settings(self)

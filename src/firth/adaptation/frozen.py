@@ -34,15 +34,21 @@ class Frozen:
     epochs: float | None = None
     """None: 20 epochs or `min_steps`, whichever is longer."""
     min_steps: int = 600
+    """Fewest steps where no epochs are given."""
     batch_size: int = 32
+    """Examples in a step."""
     lr: float = 1e-3
+    """Peak learning rate."""
     weight_decay: float = 0.01
+    """Of AdamW, for matrices and embeddings."""
     task_network: TaskNetwork = "head"
+    """What reads the mix: two layers ("head"), or a recurrent network."""
     hidden_size: int = 200
     """Of a recurrent network, in each direction."""
     num_layers: int = 1
     """Of a recurrent network."""
     dropout: float = 0.2
+    """Of the mix and inside the task network."""
     layers: Literal["all", "last"] | int = "all"
     """What is mixed: all layers, the last alone, or one by its number (0: the embeddings)."""
     output_mix: bool = False
@@ -51,15 +57,19 @@ class Frozen:
     mix_penalty: float = 0.001
     """lambda of the L2 penalty on the mix's weights (Peters et al. 2018, section 3.3)."""
     layer_norm: bool = True
+    """Whether each layer's states are normalised before they are mixed."""
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
     """What stands for a word of several tokens, and for a text without a recurrent network. "auto":
     its first token, of a decoder the last; of a text the mean."""
     patience: int = 20
+    """Scorings of dev without improvement before stopping, of about twenty."""
     max_length: int = 128
     """Tokens of a text that are read; a longer one is cut at its end, tagged words into several
     pieces. At most the model's own."""
     restarts: int = 3
+    """Other seeds to try where a run is degenerate."""
     precision: Precision = "auto"
+    """Of the matrix products; auto: bfloat16 where the processor is fast at it."""
 
     def __post_init__(self) -> None:
         check_settings(self)

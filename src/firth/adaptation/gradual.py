@@ -40,6 +40,7 @@ class GradualUnfreezing:
     """With few labels these steps are many epochs, and most of them train everything: groups are
     taken in epoch by epoch all the same."""
     batch_size: int = 32
+    """Examples in a step."""
     lr: float = 0.01
     """Peak rate of the head: the paper's, which suits AWD-LSTM; 1e-3 to 2e-3 suit Transformers."""
     unfreezing: bool = True
@@ -60,11 +61,14 @@ class GradualUnfreezing:
     """Of the language model; AWD-LSTM keeps its own but the last, and the concat-pooling head its
     two."""
     patience: int = 20
+    """Scorings of dev without improvement before stopping, of about twenty."""
     max_length: int = 128
     """Tokens of a text that are read; a longer one is cut at its end, tagged words into several
     pieces. At most the model's own."""
     restarts: int = 3
+    """Other seeds to try where a run is degenerate."""
     precision: Precision = "auto"
+    """Of the matrix products; auto: bfloat16 where the processor is fast at it."""
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -16,33 +16,13 @@ from firth.api import adapt as adapt_model
 from firth.api.adapted import RECORD, AnyTask
 from firth.api.adapting import read_task
 from firth.atomic import need_writable
-from firth.cli.options import parse
+from firth.cli.options import AsJson, Device, Model, Truth, parse
 from firth.errors import ConfigError, Interrupted
 from firth.interop.files import refuse_to_overwrite
 from firth.protocols import Example
 from firth.tasks import TASKS
 from firth.tasks.classification import Classification
 from firth.training.run import interruptions
-
-
-def _truth(words: list[str]) -> bool:
-    known = {"true": True, "false": False}
-    if words[0].lower() not in known:
-        raise ValueError("expected true or false")
-    return known[words[0].lower()]
-
-
-Truth = Annotated[
-    bool | None,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{true,false}",
-        instance_from_str=_truth,
-        is_instance=lambda value: value is None or isinstance(value, bool),
-        str_from_instance=lambda value: [str(value).lower()],
-    ),
-]
-"""True or false as settings have them, or not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +33,8 @@ class Options:
     The settings of an adaptation: firth adapt finetune --help (frozen and gradual likewise).
     """
 
-    model: tyro.conf.Positional[str]
-    """A run directory, or a `transformers` directory."""
-    train: tyro.conf.Positional[str]
+    model: Model
+    train: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TRAIN")]
     """Labelled examples."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Where the adapted model goes."""
@@ -89,9 +68,8 @@ class Options:
     unless all columns are given by number."""
     seeds: int = 1
     """How many seeds to train; all are reported, the best on dev is kept."""
-    device: str = "auto"
-    json: bool = False
-    """Print the result as JSON."""
+    device: Device = "auto"
+    json: AsJson = False
     how: Annotated[
         Annotated[FineTuning, tyro.conf.subcommand("finetune", prefix_name=False)]
         | Annotated[Frozen, tyro.conf.subcommand("frozen", prefix_name=False)]

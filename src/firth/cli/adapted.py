@@ -1,15 +1,16 @@
 """`firth predict` and `firth evaluate`, of a language model in `suites.py` and `texts.py`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from firth.api import AdaptedModel, load
+from firth.api.adapted import AnyTask
 from firth.atomic import need_writable
-from firth.cli.options import parse, print_rows, read_lines
+from firth.cli.options import Device, Truth, parse, print_rows, read_lines
 from firth.cli.suites import SimilaritySuite, evaluate_suite, print_report
 from firth.cli.texts import evaluate_texts
 from firth.errors import ConfigError
@@ -23,16 +24,37 @@ from firth.text.files import file_format
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What of a file's layout is other than the training file's."""
+
+    text: str | None = None
+    """Column of the texts, or of the words, where it is another than in the training file."""
+    text_pair: str | None = None
+    """The same for the second text of pairs."""
+    header: Truth = None
+    """Whether the first row of a .csv, .tsv or tagged file has the names of the columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledLayout(Layout):
+    """The same of a file with labels."""
+
+    label: str | None = None
+    """Column of the labels, or of the tags, where it is another than in the training file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predict:
     """Label texts: one prediction a line, as label and probability; of tagged words one a line, and
     an empty line behind each sentence.
     """
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """An adapted model."""
-    file: tyro.conf.Positional[str] = "-"
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[FILE]")] = "-"
     """A text a line (.txt, or - for stdin), or a file with the training file's text columns."""
-    device: str = "auto"
+    layout: Annotated[Layout, tyro.conf.arg(name="")] = Layout()
+    device: Device = "auto"
     json: bool = False
     """One JSON object a line."""
 
@@ -43,11 +65,12 @@ class Evaluate:
     encoder-decoder on texts and what they should become.
     """
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """An adapted model; with --suite or --target a language model."""
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """Labelled examples, with the training file's columns; with --suite a file or folder of pairs
     of sentences; with --target a text a line."""
+    layout: Annotated[LabelledLayout, tyro.conf.arg(name="")] = LabelledLayout()
     target: str | None = None
     """What the lines of the file should become: prints BLEU and chrF."""
     beams: int = 1
@@ -68,7 +91,7 @@ class Evaluate:
     2023)."""
     pseudo: bool = False
     """With --suite, of a hybrid model: score by filling blanks instead of left to right."""
-    device: str = "auto"
+    device: Device = "auto"
     json: bool = False
     """Print one JSON object, with the details."""
 
@@ -84,7 +107,7 @@ def predict(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Predict, arguments, "predict")
     model = _load(options.model, options.device)
-    examples = _examples(model, options.file)
+    examples = _examples(model, options)
     predictions = model.task.decode(model.scores(examples), examples)
     sentences = [one for one in predictions if isinstance(one, Tagged)]
     if sentences and not options.json:
@@ -98,10 +121,24 @@ def predict(arguments: Sequence[str]) -> None:
     print_rows(shown, as_json=options.json)
 
 
-def _examples(model: AdaptedModel, file: str) -> list[Example]:
+def _laid_out(task: AnyTask, layout: Layout) -> AnyTask:
+    """The task for a file with other columns than the training file's."""
+    given = {name: value for name, value in vars(layout).items() if value is not None}
+    if "text_pair" in given and getattr(task, "text_pair", None) is None:
+        raise ConfigError("--text-pair is for models of pairs, and this one is of single texts")
+    # Columns by other names or numbers say by themselves whether there is a header.
+    return replace(task, **({"header": None} | given)) if given else task
+
+
+def _examples(model: AdaptedModel, options: Predict) -> list[Example]:
     """The lines of a text, or the texts of a table."""
-    if file != "-" and Path(file).suffix and file_format(Path(file))[0] != ".txt":
-        return model.task.read(file, labelled=False)
+    file, task = options.file, _laid_out(model.task, options.layout)
+    of_lines = file == "-" or not Path(file).suffix or file_format(Path(file))[0] == ".txt"
+    tagged = task.unit == "word" and file != "-"  # words in columns may be called .txt
+    if not of_lines or (tagged and options.layout != Layout()):
+        return task.read(file, labelled=False)
+    if options.layout != Layout():
+        raise ConfigError(f"{file}: --text, --text-pair and --header are about columns, not lines")
     lines = read_lines(file)
     if isinstance(model.task, Classification) and model.task.text_pair is not None:
         columns = f"{model.task.text!r} and {model.task.text_pair!r}"
@@ -111,8 +148,8 @@ def _examples(model: AdaptedModel, file: str) -> list[Example]:
         )
     if model.task.unit == "word" and looks_like_columns(lines):
         raise ConfigError(
-            f"{file}: looks like words in columns, and .txt is read as a text a line; give it a "
-            "name that ends in .conll"
+            f"{file}: looks like words in columns, and .txt is read as a text a line; say which "
+            "column has the words (--text 1), or give it a name that ends in .conll"
         )
     return [model.task.example(line) for line in lines]
 
@@ -134,6 +171,8 @@ def _short(row: dict[str, Any], separator: str) -> dict[str, Any]:
 
 def _check_options(options: Evaluate) -> None:
     """Refuses options that would have no effect."""
+    if options.layout != LabelledLayout() and (options.suite or options.target is not None):
+        raise ConfigError("--text, --text-pair, --label and --header are about labelled examples")
     if options.target is not None and options.suite is not None:
         raise ConfigError("--suite and --target measure different things; give one of them")
     if options.suite is None and (
@@ -166,7 +205,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.suite:
         evaluate_suite(options)
         return
-    report = _load(options.model, options.device).evaluate(options.file)
+    model = _load(options.model, options.device)
+    report = model.evaluate(_laid_out(model.task, options.layout).read(options.file))
     if options.json:
         print_report(report)
         return

@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from firth.api import LanguageModel, load
 from firth.api.neighbours import Neighbours, check_one_word, marked_word
-from firth.cli.options import parse
+from firth.cli.options import Device, Model, parse
 from firth.errors import ConfigError
 from firth.inference.neighbours import Occurrence
 from firth.inference.word_index import WordIndex
@@ -29,11 +29,12 @@ class Options:
     vectors for later calls.
     """
 
-    model: tyro.conf.Positional[str]
-    """A run, or a `transformers` directory."""
-    corpus: tyro.conf.Positional[str]
+    model: Model
+    corpus: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CORPUS")]
     """A file, folder or quoted glob: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst."""
-    texts: tyro.conf.Positional[tuple[str, ...]]
+    texts: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT [TEXT ...]")
+    ]
     """Texts, each with one word in square brackets: "open a [bank] account"."""
     index: str | None = None
     """Folder of the index: built if it is not there, and kept. Without it, a temporary one."""
@@ -71,7 +72,7 @@ class Options:
     """Characters of a line of output."""
     json: bool = False
     """One JSON object a text, with whole sentences and their places in the corpus."""
-    device: str = "auto"
+    device: Device = "auto"
 
 
 def neighbours(arguments: Sequence[str]) -> None:

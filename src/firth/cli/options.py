@@ -6,13 +6,48 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from firth.errors import ConfigError, DataError
 from firth.tasks.tables import read_rows
 from firth.text.files import Statistics, file_format, read_text
+
+Model = Annotated[
+    tyro.conf.Positional[str],
+    tyro.conf.arg(metavar="MODEL", help="A run, or a `transformers` directory."),
+]
+Device = Annotated[str, tyro.conf.arg(help="auto (a GPU where there is one), cpu, cuda or cuda:1.")]
+AsJson = Annotated[bool, tyro.conf.arg(help="Print JSON.")]
+Texts = Annotated[
+    tyro.conf.Positional[str],
+    tyro.conf.arg(
+        metavar="FILE",
+        help="A text a line (.txt, or - for stdin), or a .csv, .tsv or .jsonl file with a text a "
+        "row.",
+    ),
+]
+
+
+def _truth(words: list[str]) -> bool:
+    known = {"true": True, "false": False}
+    if words[0].lower() not in known:
+        raise ValueError("expected true or false")
+    return known[words[0].lower()]
+
+
+Truth = Annotated[
+    bool | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{true,false}",
+        instance_from_str=_truth,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+    ),
+]
+"""True or false as settings have them, or not given."""
 
 
 def parse(options: Any, arguments: Sequence[str], verb: str) -> Any:

@@ -16,7 +16,7 @@ from firth.api import LanguageModel, load
 from firth.api import pretrain as pretrain_model
 from firth.api.training_text import AnyCorpus, check_pairs
 from firth.atomic import need_writable
-from firth.cli.options import flat_settings, parse, take_settings
+from firth.cli.options import Device, flat_settings, parse, take_settings
 from firth.config import read_toml
 from firth.device import prepare_process
 from firth.errors import ConfigError
@@ -41,9 +41,11 @@ class Options:
     --objective.units word; `firth recipes show NAME` lists them.
     """
 
-    recipe: tyro.conf.Positional[str]
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe; `firth recipes` lists them."""
-    corpus: tyro.conf.Positional[tuple[str, ...]]
+    corpus: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="CORPUS [CORPUS ...]")
+    ]
     """Files, folders or globs: .txt, .jsonl, .csv, .tsv, .parquet, also .gz and .zst.
 
     Of several languages, each behind its name: de=german.txt tr=turkish/ (see data.smoothing).
@@ -86,10 +88,11 @@ class Options:
     """What to do about bytes that are not UTF-8."""
     drop_duplicates: bool = False
     """Leave out documents that are exact copies of earlier ones."""
-    device: str = "auto"
+    device: Device = "auto"
     threads: int | None = None
     """CPU threads; by default one a core."""
     tensorboard: bool = False
+    """Write the curves for TensorBoard, too (extra `track`), into the run directory."""
 
 
 def pretrain(arguments: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from firth.cli.options import flat_settings, parse
-from firth.config import read_json, to_dict
+from firth.cli.options import AsJson, flat_settings, parse
+from firth.config import meanings, read_json, to_dict
 from firth.errors import CheckpointError, ConfigError
 from firth.text.languages import has_tokens, open_tokens
 
@@ -26,22 +26,26 @@ _SHAPE = {
 
 @dataclass(frozen=True, kw_only=True)
 class RecipesOptions:
-    """List the recipes, or show one with every setting resolved."""
+    """List the recipes, or show one with every setting resolved and what it means."""
 
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    words: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[show NAME]")
+    ] = ()
     """Nothing, or: show NAME."""
     size: str | None = None
+    """As `firth pretrain` takes it: tiny, mini, small, medium, base or large."""
     vocab: int | None = None
-    json: bool = False
+    """Tokens in the vocabulary."""
+    json: AsJson = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
     """What a run directory holds and how its training went."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run, a model directory, or an adapted model."""
-    json: bool = False
+    json: AsJson = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +73,18 @@ def recipes(arguments: Sequence[str]) -> None:
     if options.words[0] != "show" or len(options.words) != 2:
         raise ConfigError("expected nothing or: firth recipes show NAME")
     name = options.words[1]
-    shown = to_dict(recipe(name, size=options.size, vocab_size=options.vocab))
+    chosen = recipe(name, size=options.size, vocab_size=options.vocab)
+    shown = to_dict(chosen)
     if options.json:
         print(_json(shown))
         return
     # As a file of settings is written, so that it can be one (--config): TOML has no null.
     description = inspection.cleandoc(RECIPES[name].__doc__ or "")
     print("\n".join(f"# {line}".rstrip() for line in description.splitlines()) + "\n")
+    said = meanings(chosen)
     for path, value in flat_settings(shown):
-        print(f"{'# ' if value is None else ''}{path} = {_json(value)}")
+        meaning = f"  # {said[path]}" if path in said else ""
+        print(f"{'# ' if value is None else ''}{path} = {_json(value)}{meaning}")
 
 
 def inspect(arguments: Sequence[str]) -> None:

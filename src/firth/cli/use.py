@@ -13,7 +13,7 @@ import tyro
 
 from firth.api import LanguageModel, load
 from firth.atomic import need_writable
-from firth.cli.options import parse, print_rows, read_lines
+from firth.cli.options import AsJson, Device, Model, Texts, parse, print_rows, read_lines
 from firth.errors import ConfigError
 from firth.inference.embedding import Layers
 from firth.inference.generation import Decoding
@@ -25,13 +25,12 @@ from firth.protocols import ABSENT
 class Embed:
     """Vectors for each line of a file, or for its words or tokens."""
 
-    model: tyro.conf.Positional[str]
-    """A run, or a `transformers` directory."""
-    file: tyro.conf.Positional[str]
-    """A text a line (.txt, or - for stdin), or a .csv, .tsv or .jsonl file with a text a row."""
+    model: Model
+    file: Texts
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """A .npy file; for words and tokens NAME.units.tsv says what each row is."""
     unit: Literal["sentence", "word", "token"] = "sentence"
+    """What has a vector: each line, or each of its words or tokens."""
     layers: tuple[int, ...] | Literal["all"] = (-1,)
     """Layers to keep: 0 is the embedding output, -1 the last; or all."""
     pooling: Literal["mean", "max", "first", "last"] = "mean"
@@ -41,21 +40,24 @@ class Embed:
     split: bool = False
     """Take white space as the word boundary: the file is tokenised already."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    device: str = "auto"
+    """Of the computation; auto: bfloat16 where the processor is fast at it."""
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fill:
     """Fill the blanks of sentences; several blanks are filled independently."""
 
-    model: tyro.conf.Positional[str]
+    model: Model
     """A masked model, or one that reads both ways."""
-    texts: tyro.conf.Positional[tuple[str, ...]]
+    texts: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT [TEXT ...]")
+    ]
     """Sentences with [MASK] (or the model's own mask token); - for those of stdin, one a line."""
     top_k: int = 5
     """Candidates for each blank."""
-    json: bool = False
-    device: str = "auto"
+    json: AsJson = False
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +67,8 @@ class ScoreTexts:
     A decoder gives log-likelihoods, a masked model pseudo-log-likelihoods.
     """
 
-    model: tyro.conf.Positional[str]
-    """A run, or a `transformers` directory."""
-    file: tyro.conf.Positional[str] = "-"
-    """A text a line (.txt, or - for stdin), or a .csv, .tsv or .jsonl file with a text a row."""
+    model: Model
+    file: Annotated[Texts, tyro.conf.arg(metavar="[FILE]")] = "-"
     column: str = "text"
     """Column of the texts in tables: a name, or a number counted from 1."""
     within_word: bool = False
@@ -77,25 +77,27 @@ class ScoreTexts:
     """Of a hybrid model: score by filling blanks instead of left to right."""
     json: bool = False
     """One JSON object a line, with every token's log probability."""
-    device: str = "auto"
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     """Continue texts with a decoder, or write others for them with an encoder-decoder. One text is
-    printed as it comes.
+    printed as it comes; of several each has a line, line breaks as spaces.
     """
 
-    model: tyro.conf.Positional[str]
+    model: Model
     """A decoder or an encoder-decoder."""
-    texts: tyro.conf.Positional[tuple[str, ...]] = ("",)
+    texts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[TEXT ...]")] = (
+        "",
+    )
     """Prompts, - for those of stdin, one a line; without one the model begins by itself."""
     how: Annotated[Decoding, tyro.conf.arg(name="")] = Decoding()  # noqa: RUF009  (frozen)
-    stop: tuple[str, ...] = ()
-    """Strings that end a text; they are cut off."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A string that ends a text and is cut off; may be given several times."""
     json: bool = False
     """One JSON object a text, with every token's log probability."""
-    device: str = "auto"
+    device: Device = "auto"
 
 
 _MOST_LINES = 512
@@ -116,8 +118,16 @@ def _load(path: str, device: str, precision: Literal["auto", "bfloat16", "float3
 
 
 def _texts(given: tuple[str, ...]) -> list[str]:
-    """Those of the command line, or where that is a dash the lines of stdin."""
-    return read_lines("-") if given == ("-",) else list(given)
+    """Those of the command line, or where that is a dash the lines of stdin.
+
+    Raises:
+        ConfigError: if there are others beside the dash.
+    """
+    if given == ("-",):
+        return read_lines("-")
+    if "-" in given:
+        raise ConfigError("- stands for the lines of stdin; give it alone, or only texts")
+    return list(given)
 
 
 def embed(arguments: Sequence[str]) -> None:
@@ -223,7 +233,7 @@ def generate(arguments: Sequence[str]) -> None:
             logs = [round(value, 4) for value in one.log_probabilities.tolist()]
             print(json.dumps({**vars(one), "log_probabilities": logs}, ensure_ascii=False))
         else:
-            print(one.text)
+            print(one.text if len(texts) == 1 else " ".join(one.text.split("\n")))
 
 
 def score(arguments: Sequence[str]) -> None:

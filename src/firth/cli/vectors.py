@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -15,9 +16,9 @@ from firth.errors import ConfigError
 class Export:
     """Write the vectors of a static model's words for gensim, fastText and others."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run of word2vec, glove or fasttext, or a file of word vectors."""
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """NAME.vec or NAME.txt for text, NAME.bin for word2vec's binary format."""
 
 

@@ -51,6 +51,7 @@ class Decoding:
     """Write what comes before the text instead, from right to left (a biLM, or a model trained
     backward)."""
     seed: int = 0
+    """Of what is sampled; a text's own place is part of it."""
 
     def __post_init__(self) -> None:
         check_types(self)

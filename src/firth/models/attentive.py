@@ -31,6 +31,7 @@ class Seq2SeqConfig:
     positions: ClassVar[str] = "none"
 
     vocab_size: int
+    """V, of source and target."""
     embedding_size: int
     """E, of the token vectors."""
     hidden_size: int

@@ -24,11 +24,13 @@ class AWDLSTMConfig:
     positions: ClassVar[str] = "none"
 
     vocab_size: int
+    """V, words or tokens."""
     embedding_size: int = 400
     """E, of the word vectors and of the last layer, which share the softmax."""
     hidden_size: int = 1150
     """D, of the layers between."""
     num_layers: int = 3
+    """LSTMs, one on another."""
     max_length: int = 1024
     """Longest sequence, in tokens; a recurrent network has no window of its own."""
     dropout: float = 1.0

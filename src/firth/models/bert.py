@@ -35,19 +35,29 @@ class BertConfig:
     """The shape of an encoder. The defaults are BERT's; see `modern`."""
 
     vocab_size: int
+    """V, rows of the embedding matrix."""
     hidden_size: int
+    """D, of the states."""
     num_layers: int
+    """Blocks of attention and feed-forward network."""
     num_heads: int
+    """Heads of attention; they share D."""
     intermediate_size: int
+    """Width inside the feed-forward network."""
     max_length: int = 512
     """Longest sequence, in tokens, special tokens included."""
     num_segments: int = 2
+    """Kinds of segment embeddings; 0 for none (RoBERTa, ModernBERT)."""
     dropout: float = 0.1
     """Of the embeddings, of each sub-layer's output and of the attention probabilities."""
     activation: Activation = "gelu"
+    """Of the feed-forward network."""
     norm: NormPlacement = "post"
+    """Whether norms stand before each sub-layer ("pre") or behind its sum ("post")."""
     positions: Literal["learned", "rotary"] = "learned"
+    """A table of learned vectors, or rotary (Su et al. 2021)."""
     gated: bool = False
+    """Whether the feed-forward network is gated, as GeGLU and SwiGLU (Shazeer 2020)."""
     bias: bool = True
     """Of the linear layers and the norms inside the encoder."""
     position_offset: int = 0
@@ -59,7 +69,9 @@ class BertConfig:
     rotary_base: float = 10_000.0
     """Base of the rotary wavelengths in local layers (or everywhere without local layers)."""
     rotary_base_global: float = 160_000.0
+    """The same in global layers."""
     norm_eps: float = 1e-12
+    """Added to the variance before its root is taken."""
     pair_head: bool = False
     """Two scores for a pair of segments, from the pooled first token (Devlin et al. 2019, 3.1)."""
     boundary_places: int = 0

@@ -43,20 +43,29 @@ class ElmoConfig:
     projection_size: int = 512
     """P, of the states of one direction."""
     cell_size: int = 4096
+    """Cells of an LSTM, projected to P."""
     num_layers: int = 2
+    """LSTMs in each direction."""
     character_dim: int = 16
+    """Of the vectors of bytes."""
     filters: Filters = PAPER_FILTERS
+    """Widths of the convolutions over bytes, and how many there are of each."""
     num_highway: int = 2
+    """Highway layers behind the convolutions."""
     activation: Literal["relu", "tanh"] = "relu"
+    """Of the convolutions."""
     max_characters: int = 50
     """Bytes of a word that are read, with two marks."""
     cell_clip: float = 3.0
+    """Cells are held between this and its negative."""
     projection_clip: float = 3.0
+    """The same of the projected states."""
     residual: bool = True
     """Whether each layer but the first adds its input to its output."""
     max_length: int = 512
     """Longest sequence, in words; a recurrent network has no window of its own."""
     dropout: float = 0.1
+    """Of the input of each LSTM, and of the states that predict."""
     samples: int = 8192
     """Draws for the sampled softmax in training, of which each word counts once; 0 for the full
     one."""

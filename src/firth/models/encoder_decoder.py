@@ -41,26 +41,36 @@ class EncoderDecoderConfig:
     num_segments: ClassVar[int] = 0
 
     vocab_size: int
+    """V, rows of the embedding matrix."""
     hidden_size: int
+    """D, of the states."""
     num_layers: int
     """Of the encoder."""
     num_decoder_layers: int | None = None
     """None for as many as the encoder has."""
     num_heads: int
+    """Heads of attention; they share D."""
     head_size: int | None = None
     """None for hidden_size / num_heads."""
     intermediate_size: int
+    """Width inside the feed-forward network."""
     max_length: int = 512
     """Longest sequence of either side, in tokens."""
     dropout: float = 0.1
     """Of the embeddings, of each sub-layer's output and of the attention probabilities; in T5 also
     inside the feed-forward layers and after each stack."""
     activation: Activation = "relu"
+    """Of the feed-forward network."""
     gated: bool = False
+    """Whether the feed-forward network is gated, as GeGLU and SwiGLU (Shazeer 2020)."""
     norm: NormPlacement = "post"
+    """Whether norms stand before each sub-layer ("pre") or behind its sum ("post")."""
     norm_kind: NormKind = "layer"
+    """LayerNorm, or RMSNorm, which neither centres nor has a bias."""
     norm_eps: float = 1e-5
+    """Added to the variance before its root is taken."""
     positions: Literal["sinusoidal", "relative"] = "sinusoidal"
+    """Sines and cosines that are added, or T5's biases by distance."""
     distance_buckets: int = 32
     """Of relative positions; in the encoder half of them for keys after the query."""
     max_distance: int = 128

@@ -40,10 +40,15 @@ class GPTConfig:
     num_segments: ClassVar[int] = 0
 
     vocab_size: int
+    """V, rows of the embedding matrix."""
     hidden_size: int
+    """D, of the states."""
     num_layers: int
+    """Blocks of attention and feed-forward network."""
     num_heads: int
+    """Heads of attention; they share D."""
     intermediate_size: int
+    """Width inside the feed-forward network."""
     num_groups: int | None = None
     """Heads of keys and values; None for as many as queries have."""
     head_size: int | None = None
@@ -53,12 +58,19 @@ class GPTConfig:
     dropout: float = 0.1
     """Of the embeddings, of each sub-layer's output and of the attention probabilities."""
     activation: Activation = "gelu_tanh"
+    """Of the feed-forward network."""
     gated: bool = False
+    """Whether the feed-forward network is gated, as GeGLU and SwiGLU (Shazeer 2020)."""
     norm: NormPlacement = "pre"
+    """Whether norms stand before each sub-layer ("pre") or behind its sum ("post")."""
     norm_kind: NormKind = "layer"
+    """LayerNorm, or RMSNorm, which neither centres nor has a bias."""
     norm_eps: float = 1e-5
+    """Added to the variance before its root is taken."""
     positions: Literal["learned", "rotary"] = "learned"
+    """A table of learned vectors, or rotary (Su et al. 2021)."""
     rotary_base: float = 10_000.0
+    """Base of the rotary wavelengths."""
     bias: bool = True
     """Of the linear layers and the norms."""
     qk_norm: bool = False

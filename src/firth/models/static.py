@@ -26,12 +26,15 @@ class StaticConfig:
     num_layers: ClassVar[int] = 0
 
     vocab_size: int
+    """V, words."""
     hidden_size: int
+    """D, of the vectors."""
     max_length: int = 1_000_000
     """Longest text, in words; nothing depends on it, since words do not see each other."""
     buckets: int = 0
     """Rows that n-grams of characters are hashed to; 0 for none: unseen words are unknown then."""
     min_n: int = 3
+    """Fewest characters of an n-gram."""
     max_n: int = 6
     """Characters of an n-gram, the marks of a word's ends counted."""
     outputs: bool = True

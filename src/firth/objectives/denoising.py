@@ -37,9 +37,11 @@ class SpanCorruption:
     """
 
     rate: float = 0.15
+    """Share of the tokens that is taken out."""
     mean_length: float = 3.0
     """Of the spans, in tokens."""
     noise: Noise = "spans"
+    """How the tokens are chosen."""
 
     models: ClassVar[tuple[str, ...]] = ("EncoderDecoderConfig",)
     """Configurations of the networks that can learn it."""

@@ -38,6 +38,7 @@ class Hybrid:
     final_rate: float | None = 0.15
     """If set, the rate moves to this value, linearly over the run (Ankner et al. 2024)."""
     random_share: float = 0.1
+    """Share of the chosen tokens that becomes a random token instead of the mask."""
 
     models: ClassVar[tuple[str, ...]] = ("GPTConfig",)
     """Configurations of the networks that can learn it."""

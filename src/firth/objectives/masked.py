@@ -47,8 +47,11 @@ class MaskedLM:
     final_rate: float | None = None
     """If set, the rate moves to this value, linearly over the run (Ankner et al. 2024)."""
     mask_share: float = 0.8
+    """Share of the chosen tokens that becomes the mask."""
     random_share: float = 0.1
+    """Share of them that becomes a random token; the rest stays."""
     units: Units = "token"
+    """What is chosen together."""
 
     def __post_init__(self) -> None:
         check_types(self)

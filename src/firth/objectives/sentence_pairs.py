@@ -40,7 +40,9 @@ class SentencePairs:
     """
 
     kind: Literal["next", "order"] = "next"
+    """What the label says."""
     masked: MaskedLM = field(default_factory=MaskedLM)
+    """The masked LM beside it."""
     weight: float = 1.0
     """Of the pairs' loss beside that of the masked tokens."""
 

@@ -20,6 +20,7 @@ class SequenceToSequence:
     """
 
     label_smoothing: float = 0.0
+    """e; 0 for the target alone."""
 
     models: ClassVar[tuple[str, ...]] = ("EncoderDecoderConfig", "Seq2SeqConfig")
     """Configurations of the networks that can learn it."""

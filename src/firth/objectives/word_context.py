@@ -42,7 +42,9 @@ class SkipGram:
     """
 
     window: int = 5
+    """Words on either side, at most."""
     negatives: int = 5
+    """K, for each word."""
     subsample: float = 1e-3
     """t; 0 keeps every word."""
     power: float = 0.75
@@ -89,10 +91,15 @@ class CBOW:
     """
 
     window: int = 5
+    """Words on either side, at most."""
     negatives: int = 5
+    """For each word."""
     subsample: float = 1e-3
+    """As in `SkipGram`; 0 keeps every word."""
     power: float = 0.75
+    """Of the negatives' frequencies."""
     lr: float = 0.05
+    """At the start; it falls as in `SkipGram`."""
 
     predicts: ClassVar[str] = "of a word from its neighbours"
     models: ClassVar[tuple[str, ...]] = ("StaticConfig",)
@@ -138,9 +145,13 @@ class GloVe:
     """
 
     window: int = 10
+    """Words on either side."""
     x_max: float = 100.0
+    """Counts from here on weigh 1."""
     alpha: float = 0.75
+    """How fast the weights of smaller counts fall."""
     lr: float = 0.05
+    """Of AdaGrad."""
 
     predicts: ClassVar[str] = "of co-occurrences"
     models: ClassVar[tuple[str, ...]] = ("StaticConfig",)

@@ -51,9 +51,13 @@ class TokenizerSettings:
     """The vocabulary to train on the corpus."""
 
     kind: Literal["wordpiece", "bpe", "unigram", "word", "whitespace"] = "wordpiece"
+    """How words are cut into tokens; word and whitespace do not cut them."""
     vocab_size: int = 8192
+    """Tokens in the vocabulary, special ones included."""
     lowercase: bool = False
+    """Whether the text is set in lower case."""
     strip_accents: bool = False
+    """Whether accents are taken off."""
     max_bytes: int = 1_000_000_000
     """Most text to learn from; of more, documents spread evenly over all are taken."""
     min_frequency: int = 2
@@ -93,6 +97,7 @@ class Recipe:
     """Everything a pre-training run depends on, beside its corpus."""
 
     name: str
+    """Of the recipe that the settings began from."""
     model: ModelConfig
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     objective: Objective = field(default_factory=MaskedLM)

@@ -64,7 +64,7 @@ def read_rows(
     if kind != ".jsonl" and kind not in SEPARATORS:
         raise ConfigError(
             f"{path}: expected a file name in .csv, .tsv or .jsonl, or these with .gz or .zst; "
-            "rename or convert the file, or for words with their tags add --task tagging"
+            "rename or convert the file (words with their tags: firth adapt --task tagging)"
         )
     lines = read_lines(path)
     if kind == ".jsonl":

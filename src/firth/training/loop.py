@@ -35,16 +35,22 @@ class Training:
     """How to train. Give one budget: `steps`, `tokens`, `epochs` or `minutes`."""
 
     steps: int | None = None
+    """Budget in steps."""
     tokens: int | None = None
+    """Budget in tokens."""
     epochs: float | None = None
+    """Budget in passes over the text."""
     minutes: float | None = None
     """Wall-clock minutes: throughput is measured first, then the number of steps is fixed."""
     batch_tokens: int = 8192
+    """Tokens of a step, all micro-batches and processes together."""
     accumulation: int = 1
     """Micro-batches a step; their gradients add up to those of the whole batch, up to rounding and
     to the masks of dropout, which every part has of its own."""
     optimizer: Optimizer = field(default_factory=AdamW)
+    """What turns gradients into updates."""
     schedule: Schedule = field(default_factory=Schedule)
+    """Of the learning rate."""
     layer_decay: float = 1.0
     """By what the learning rate is divided from each layer to the one below it: discriminative
     fine-tuning (Howard and Ruder 2018, section 3.2; 2.6 there); 1 for one rate."""
@@ -56,11 +62,17 @@ class Training:
     """Validations after which, if none of them improved, the plain average of the weights begins
     (NT-ASGD, Merity et al. 2018, section 3; 5 there); 0 for no such average."""
     precision: Precision = "auto"
+    """Of the matrix products; auto: bfloat16 where the processor is fast at it."""
     compile: bool = False
+    """Whether the network is compiled (torch.compile); for GPUs."""
     seed: int = 0
+    """Of weights, order, masks and dropout."""
     log_every: int = 50
+    """Steps from one line of the log to the next."""
     evaluate_every: int = 500
+    """Steps from one validation to the next."""
     save_every: int = 500
+    """Steps from one checkpoint to the next."""
     workers: int = 1
     """Threads that prepare batches ahead; any number gives the same batches."""
 

@@ -33,10 +33,15 @@ class AdamW:
     """
 
     lr: float = 5e-4
+    """Peak learning rate."""
     beta1: float = 0.9
+    """Decay of the mean of gradients."""
     beta2: float = 0.98
+    """Decay of the mean of their squares."""
     eps: float = 1e-6
+    """Added to the root of the mean square."""
     weight_decay: float = 0.01
+    """Of matrices and embeddings, times the rate."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -67,9 +72,13 @@ class Muon:
     """
 
     lr: float = 0.01
+    """Peak learning rate."""
     momentum: float = 0.95
+    """Decay of the mean of gradients, which is taken in Nesterov's form."""
     weight_decay: float = 0.1
+    """Of the matrices, times the rate."""
     rest: AdamW = field(default_factory=lambda: AdamW(lr=2e-3, beta2=0.95))
+    """For everything else."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -131,6 +140,7 @@ class Adagrad:
     """
 
     lr: float = 0.2
+    """Peak learning rate."""
     initial: float = 1 / 400
     """What the sums of squares begin with."""
 
@@ -148,7 +158,9 @@ class SGD:
     """Plain stochastic gradient descent; with `Training.nonmonotone` it is NT-ASGD."""
 
     lr: float = 30.0
+    """Peak learning rate."""
     weight_decay: float = 1.2e-6
+    """Of all weights, added to the gradient."""
 
     def __post_init__(self) -> None:
         _check(self)

@@ -34,6 +34,7 @@ class Schedule:
     shape: Literal["linear", "cosine", "inverse_sqrt", "trapezoid", "constant", "slanted"] = (
         "linear"
     )
+    """The course behind the warm-up."""
     warmup: float = 0.06
     """Steps of warm-up if 1 or more, a share of all steps if less."""
     decay: float = 0.4
