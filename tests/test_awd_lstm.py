@@ -242,6 +242,10 @@ def test_the_average_begins_when_validation_stops_improving():
     other.restore(average.tensors())
     assert (other.count, other.losses) == (3, [3.0, 2.0, 2.5, 1.9, 2.2])
     assert float(other.weights["weight"]) == 4.0
+    broken = NonMonotoneAverage(model, patience=2)
+    for loss in (float("nan"), 2.0, 2.5, 1.9, 2.2):  # a loss that is none says nothing
+        broken.notice(loss)
+    assert broken.count == 0
 
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=1.0), AdamW(lr=1e-2)])

@@ -1,5 +1,6 @@
 """Pairs, spans, boundaries and joined documents: what is drawn, and what it costs."""
 
+import dataclasses
 import itertools
 import math
 from dataclasses import replace
@@ -321,6 +322,14 @@ def test_boundaries_are_the_unmasked_neighbours(of, seed):
         assert set(range(before + 1, after)) <= set(at)
         edges = np.isin(plain.ids[[before, after]], VOCABULARY.special)
         assert place == (ABSENT if edges.any() else position - before - 1)
+
+
+def test_a_boundary_may_be_unknown():
+    plain = sequences_of([8])
+    ids = plain.ids.copy()
+    ids[3] = VOCABULARY.unknown
+    beside = dataclasses.replace(plain, ids=ids)
+    np.testing.assert_array_equal(span_boundaries(beside, np.array([4, 5])), [[3, 6, 0], [3, 6, 1]])
 
 
 def test_no_chosen_position_has_no_boundaries():

@@ -1,5 +1,7 @@
 """Masked LM: how many positions, which, and what stands there."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firth.errors import ConfigError
-from firth.objectives import MaskedLM
-from firth.objectives.masked import choose_positions
+from firth.objectives import Hybrid, MaskedLM
+from firth.objectives.masked import choose_positions, frame_ids
 from firth.protocols import Sequences
 from tests.sources import VOCABULARY, sequences_of, tiny_bert
 
@@ -116,3 +118,18 @@ def test_bad_shares_are_named():
         MaskedLM(rate=1.5)
     with pytest.raises(ConfigError, match="more than 1"):
         MaskedLM(mask_share=0.8, random_share=0.3)
+
+
+@pytest.mark.parametrize("objective", [MaskedLM(rate=0.4), Hybrid(rate=0.4, causal_share=0.0)])
+def test_unknown_tokens_are_predicted_as_words_are(objective):
+    """Else scores would ask a model for what it has never learned to predict."""
+    plain = sequences_of([40] * 50)
+    ids = plain.ids.copy()
+    inner = ~np.isin(ids, VOCABULARY.special)
+    ids[inner & (np.arange(len(ids)) % 4 == 0)] = VOCABULARY.unknown
+    batch = objective.prepare(Sequences(**{**vars(plain), "ids": ids}), np.random.default_rng(0))
+    share = (batch.targets == VOCABULARY.unknown).float().mean()
+    assert share == pytest.approx((ids == VOCABULARY.unknown).sum() / inner.sum(), abs=0.04)
+    shared = dataclasses.replace(VOCABULARY, unknown=VOCABULARY.last)  # as GPT-2's
+    assert shared.last in frame_ids(shared)
+    assert VOCABULARY.unknown not in frame_ids(VOCABULARY)

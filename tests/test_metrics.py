@@ -89,6 +89,8 @@ def test_correlation_of_a_constant_is_zero_even_when_its_mean_is_not_exact():
     constant, varied = np.full(12, 0.1), np.arange(12.0)
     assert constant.mean() != 0.1  # so deviations from the mean would be noise, not zero
     assert metrics.pearson(constant, varied) == 0.0
+    for wrong in (np.inf, -np.inf, np.nan):  # as a network that diverges gives
+        assert metrics.pearson(varied, np.where(varied == varied[0], wrong, varied)) == 0.0
     assert metrics.spearman(varied, constant) == 0.0
     assert metrics.pearson(np.array([1.0]), np.array([2.0])) == 0.0
 

@@ -15,7 +15,7 @@ from firth.errors import ConfigError, DataError, DivergedError, UnsupportedError
 from firth.inference.forward import Engine, windows
 from firth.inference.minimal_pairs import baseline_differences, encode_pairs, model_differences
 from firth.inference.ngrams import KneserNey, corpus_tokens, unigram_log_probabilities
-from firth.inference.scoring import Score, score_masked
+from firth.inference.scoring import Score, _masked_copy, score_masked
 from firth.models import GPT, Bert, BertConfig, GPTConfig
 from firth.protocols import Batch
 from firth.tasks.suites import (
@@ -578,3 +578,14 @@ def test_word_frequencies_say_nothing_about_permutations(blimp, tiny_run, lm):
     values = measure(pairs, found["word frequency"]).paradigms
     ties = [name for name in permutations(pairs) if values[name] == 0.5]
     assert len(ties) >= len(permutations(pairs)) - 1  # one moves a word from the beginning: case
+
+
+def test_the_last_word_of_a_text_without_a_closing_token_is_masked_whole():
+    class Closing:
+        ids, offset = np.array([1, 20, 21, 22]), 0
+
+    open_ended = np.array([-1, 0, 0, 0])
+    assert _masked_copy(Closing, 1, 4, open_ended).tolist() == [1, 4, 4, 4]
+    assert _masked_copy(Closing, 2, 4, open_ended).tolist() == [1, 20, 4, 4]
+    closed = np.array([-1, 0, 0, -1])
+    assert _masked_copy(Closing, 1, 4, closed).tolist() == [1, 4, 4, 22]

@@ -469,7 +469,7 @@ def test_static_vectors_are_the_same_in_every_context(papers, corpus, index, lm,
     assert {one.word.lower() for one in found.occurrences} == {"coreference"}
     assert [one.cosine for one in found.occurrences] == pytest.approx([1, 1, 1], abs=1e-3)
     words, vectors = vocabulary_vectors(static)
-    expected = nearest_words(vectors, words, "coreference", 3)
+    expected = nearest_words(words, vectors, "coreference", 3)
     beside = lm.neighbours("The [coreference] of it", index, top_k=3, static=static)
     assert beside.static == expected
     assert lm.neighbours("a [zorkmid]", index, static=static).static == []

@@ -168,19 +168,19 @@ def test_words_that_no_format_holds_are_left_out(tmp_path, caplog):
 def test_nearest_words_and_analogies():
     words = ["king", "queen", "man", "woman", "tree"]
     vectors = np.array([[2, 2, 0], [2, -2, 0], [0, 1, 0.5], [0, -1, 0.5], [-1, 0, 3]], "f4")
-    found = nearest_words(vectors, words, "king", 2)
+    found = nearest_words(words, vectors, "king", 2)
     assert found[0] == ("man", pytest.approx(2 / math.sqrt(8 * 1.25)))
     assert [word for word, _ in found] == ["man", "queen"]
-    assert nearest_words(vectors, words, np.array([0, -3, 0.1]), 1)[0][0] == "woman"
-    left = [word for word, _ in nearest_words(vectors, words, np.ones(3), 9, without=["tree"])]
+    assert nearest_words(words, vectors, np.array([0, -3, 0.1]), 1)[0][0] == "woman"
+    left = [word for word, _ in nearest_words(words, vectors, np.ones(3), 9, without=["tree"])]
     assert left == ["king", "man", "queen", "woman"]
-    assert analogy(vectors, words, "man", "king", "woman", 1)[0][0] == "queen"
+    assert analogy(words, vectors, "man", "king", "woman", 1)[0][0] == "queen"
     with pytest.raises(ConfigError, match="emperor"):
-        analogy(vectors, words, "man", "emperor", "woman")
+        analogy(words, vectors, "man", "emperor", "woman")
     with pytest.raises(ConfigError, match="norm 0"):
-        nearest_words(vectors, words, np.zeros(3))
+        nearest_words(words, vectors, np.zeros(3))
     with pytest.raises(ConfigError, match="'tree' has no vector"):
-        analogy(vectors * np.array([[1], [1], [1], [1], [0]]), words, "man", "tree", "woman")
+        analogy(words, vectors * np.array([[1], [1], [1], [1], [0]]), "man", "tree", "woman")
 
 
 def test_similarity_counts_the_pairs_that_are_known(tmp_path):

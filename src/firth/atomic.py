@@ -94,6 +94,19 @@ def need_space(directory: Path, num_bytes: int, purpose: str) -> None:
         )
 
 
+def output_path(path: str | Path) -> Path:
+    """The path of what is to be written.
+
+    Raises:
+        ConfigError: if it is empty, which would be the folder one is in, or no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"the place to write to is {path!r}, expected the name of one")
+    if not os.fspath(path):
+        raise ConfigError("an empty path was given for what is to be written (an unset variable?)")
+    return Path(path)
+
+
 def need_writable(
     path: str | Path, *, directory: bool = False, inputs: Iterable[str | Path] = ()
 ) -> None:
@@ -109,9 +122,7 @@ def need_writable(
             folders; if it is one of `inputs`.
         ResourceError: if the user may not write there.
     """
-    if not str(path):
-        raise ConfigError("an empty path was given for what is to be written (an unset variable?)")
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(output_path(path)))
     if path.exists() and any(os.path.exists(one) and path.samefile(one) for one in inputs):
         raise ConfigError(f"{path} is what is read, and would be lost; choose another output")
     if path.exists() and path.is_dir() != directory:

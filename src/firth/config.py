@@ -90,6 +90,11 @@ def merge(config: T, changes: Mapping[str, Any], *, where: str = "") -> T:
 
 def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted paths as dictionaries: ``{"training.steps": 5}`` as ``{"training": {"steps": 5}}``."""
+    if not isinstance(changes, Mapping) or not all(isinstance(path, str) for path in changes):
+        raise ConfigError(
+            f"settings are {str(changes)[:60]}, expected a dictionary of dotted names and values, "
+            "such as {'training.steps': 5}"
+        )
     tree: dict[str, Any] = {}
     for path, value in changes.items():
         for part in reversed(path.split(".")):
@@ -209,10 +214,10 @@ def check_types(config: Any) -> None:
             object.__setattr__(config, name, value)
 
 
-def suggest(word: str, known: typing.Iterable[str]) -> str:
+def suggest(word: object, known: typing.Iterable[str]) -> str:
     """The ending of an error about an unknown `word`: a close match, or all that is known."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(str(word), known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
 

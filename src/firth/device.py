@@ -48,6 +48,8 @@ def pick_device(name: str = "auto") -> torch.device:
         ConfigError: for another kind of device than CPU and CUDA.
         UnsupportedError: if the device is not there.
     """
+    if not isinstance(name, str | torch.device):
+        raise ConfigError(f"device is {name!r}, expected auto, cpu or cuda")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -52,12 +52,12 @@ class Vocabulary:
     mask: int
     """`ABSENT` where there is none."""
     special: tuple[int, ...]
-    """All ids that are never masked and never drawn as a random replacement."""
+    """All ids never drawn as a random replacement, nor masked but for the unknown one's."""
     sentinels: tuple[int, ...] = ()
     """The tokens that stand for what was taken out of a text (T5), in their order."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Encoding:
     """One encoded text, special tokens included (their offsets are (0, 0) and their word is -1)."""
 

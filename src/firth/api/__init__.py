@@ -1,5 +1,6 @@
 """The library's front door."""
 
+import os
 from pathlib import Path
 
 from firth.api.adapted import RECORD, AdaptedModel, adapted_from
@@ -9,7 +10,7 @@ from firth.api.pretraining import pretrain
 from firth.api.unfinished import is_unfinished, load_unfinished
 from firth.api.word_vectors import load_word_vectors
 from firth.device import Precision, compute_dtype, pick_device, prepare_process
-from firth.errors import CheckpointError
+from firth.errors import CheckpointError, ConfigError
 from firth.interop.allennlp import is_published_elmo, read_elmo
 from firth.interop.generators import GENERATORS, end_tokens
 from firth.interop.huggingface import load_model
@@ -35,6 +36,8 @@ def load(
         CheckpointError: if the directory holds no model.
         ConfigError: for another precision.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"expected the name of a directory or file, found {type(path).__name__}")
     path = Path(path)
     compute_dtype(precision, pick_device(device))  # before the weights are read
     if path.is_file():

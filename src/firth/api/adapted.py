@@ -3,9 +3,9 @@
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -22,7 +22,7 @@ from firth.atomic import write_file, write_text
 from firth.config import from_dict, read_json, to_dict
 from firth.device import Precision
 from firth.errors import CheckpointError, ConfigError, DataError, UnsupportedError
-from firth.inference.forward import Engine, check_numbers
+from firth.inference.forward import Engine, check_numbers, up_to_date
 from firth.interop.files import ADAPTED, TASK_NETWORK, write_model
 from firth.interop.huggingface import (
     LoadedModel,
@@ -31,7 +31,7 @@ from firth.interop.huggingface import (
     stock_family,
     stock_head,
 )
-from firth.models import Bert, LanguageModelNetwork, Static
+from firth.models import Bert, LanguageModelNetwork, Static, described
 from firth.models.heads import Head, WordHead
 from firth.models.mix import Pooling, SequenceHead, WordPooling
 from firth.protocols import Context, Example, Report, Scores, Text
@@ -40,6 +40,7 @@ from firth.tasks.classification import Classification, Kind
 from firth.tasks.metrics import mean_and_interval
 from firth.tasks.tagging import Tagging
 from firth.text.tokenizers import Tokenizer
+from firth.text.words import check_texts
 
 AnyTask = Classification | Tagging
 
@@ -63,7 +64,7 @@ class SeedResult:
     degenerate: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdaptedModel:
     """A language model adapted to a task: predicts, is evaluated, is saved and loaded whole."""
 
@@ -77,15 +78,26 @@ class AdaptedModel:
     def __post_init__(self) -> None:
         show_words(self.network.body, self.tokenizer)
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
-        """The network, ready to run."""
-        return Engine.of(self.network, self.precision, self.adaptation.max_length)
+        """The network, ready to run, with the weights that it has now."""
+        make = partial(Engine.of, self.network, self.precision, self.adaptation.max_length)
+        return up_to_date(self, "_engine", self.network, make)
+
+    def __repr__(self) -> str:
+        found = {name: round(mean, 4) for name, (mean, _) in self.summary().items()}
+        what = f"{described(self.network.body)}, {type(self.task).__name__}"
+        return f"AdaptedModel({what} of {len(self.task.labels)} labels, dev {found})"
 
     def scores(self, examples: Sequence[Example]) -> Scores:
         """Scores before any softmax: (examples, num_outputs), or for tags (words, num_outputs) of
         each example.
+
+        Raises:
+            ConfigError: for texts in place of examples; `predict` takes these.
         """
+        if not all(isinstance(one, Example) for one in examples):
+            raise ConfigError("expected examples (firth.Example); for texts there is predict")
         model: Any = self.network.body
         length = self.adaptation.max_length
         data = encoded(
@@ -101,8 +113,7 @@ class AdaptedModel:
         Raises:
             DivergedError: if a score is no number.
         """
-        if isinstance(texts, str):
-            raise ConfigError(f"expected a list of texts, found one string; write [{texts[:40]!r}]")
+        check_texts(texts, once=True)
         examples = [self.task.example(text) for text in texts]
         return self.task.decode(_numbers(self.scores(examples)), examples)
 
@@ -150,7 +161,7 @@ class AdaptedModel:
             ConfigError: if the directory holds a model that may not be replaced.
             ResourceError: if it cannot be written; the old model is still there then.
         """
-        write_model(Path(directory), self._write, RECORD, overwrite=overwrite)
+        write_model(directory, self._write, RECORD, overwrite=overwrite)
 
     def _write(self, path: Path) -> None:
         self.tokenizer.save(
@@ -215,6 +226,11 @@ def labelled_examples(task: AnyTask, given: Sequence[Example] | str | Path) -> l
     """
     if isinstance(given, (str, Path)):
         return task.read(given)
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise ConfigError(
+            f"expected examples or the name of a file of them, found {str(given)[:40]!r} "
+            f"({type(given).__name__}); without dev examples a tenth of the training ones is taken"
+        )
     examples = list(given)
     for place, one in enumerate(examples):
         if not isinstance(one, Example):

@@ -31,6 +31,7 @@ from firth.models import LanguageModelNetwork
 from firth.protocols import Example
 from firth.tasks import TASKS
 from firth.tasks.classification import Classification
+from firth.training.undisturbed import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +93,12 @@ def adapt(
     parts = [encode(part) for part in (train, dev)]
     _warn_of_settings(adaptation, task, len(train), lm.model)
     _report_cuts(parts[0], length, task)
-    seen, held_out = (adaptation.prepare(make, part) for part in parts)
-    data = _Data((train, seen), (dev, held_out))
-    results = _fit_seeds(lm, task, data, adaptation, seeds)
-    best = _best(results, adaptation)
-    network = _network(lm, task, adaptation, best.seed)
+    with undisturbed(next(lm.model.parameters()).device):
+        seen, held_out = (adaptation.prepare(make, part) for part in parts)
+        data = _Data((train, seen), (dev, held_out))
+        results = _fit_seeds(lm, task, data, adaptation, seeds)
+        best = _best(results, adaptation)
+        network = _network(lm, task, adaptation, best.seed)
     network.load_state_dict(best.weights, strict=False)
     return AdaptedModel(
         network.eval(),
@@ -109,7 +111,7 @@ def adapt(
 
 
 def _checked_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
-    several = not isinstance(seeds, Integral | str)
+    several = isinstance(seeds, Iterable) and not isinstance(seeds, str)
     known = tuple(seeds) if several else ()
     if not known or not all(isinstance(s, Integral) and 0 <= s < 2**63 for s in known):
         found = str(known or "empty")[:60] if several else seeds

@@ -24,6 +24,7 @@ from firth.inference.generation import (
 from firth.interop.generators import END_TOKENS
 from firth.models import AWDLSTM, Elmo, SourceToTarget
 from firth.protocols import Text
+from firth.text.words import check_texts
 
 if TYPE_CHECKING:
     from firth.api.language_model import LanguageModel
@@ -32,7 +33,7 @@ _TOGETHER = 64
 """Texts that are generated at a time."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Generated:
     """A text and how the model went on; an encoder-decoder begins afresh from its source."""
 
@@ -81,13 +82,12 @@ def decoding(settings: Mapping[str, Any]) -> Decoding:
 
 
 def generate_texts(
-    lm: LanguageModel, given: str | Iterable[Text], how: Decoding, stop: Sequence[str]
+    lm: LanguageModel, given: str | Iterable[Text], how: Decoding, stop: Iterable[str] | None
 ) -> list[Generated]:
     """A continuation of each text, or what an encoder-decoder writes for it; see `generate`."""
     texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, Iterable):
-        raise ConfigError(f"expected a text or a list of texts, found {given!r}")
-    texts = list(texts)
+    check_texts(texts, once=True)
+    texts, stop = list(texts), _checked_stop(stop)
     prompts = _prompts(lm, texts, how)
     order = np.argsort([len(one) for one in prompts.sources or prompts.ids], kind="stable")
     found: list[Continuation] = [Continuation() for _ in texts]
@@ -117,8 +117,11 @@ def _generate(
     return found
 
 
-def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]) -> Iterator[str]:
+def stream_text(
+    lm: LanguageModel, text: str, how: Decoding, stop: Iterable[str] | None
+) -> Iterator[str]:
     """What is generated from one text, piece by piece as it comes."""
+    stop = _checked_stop(stop)
     if how.beams > 1:
         raise ConfigError("a text that comes piece by piece has one beam; leave beams at 1")
     if how.backward:
@@ -146,14 +149,23 @@ def stream_text(lm: LanguageModel, text: str, how: Decoding, stop: Sequence[str]
             shown = now
 
 
-def _stops(lm: LanguageModel, stop: Sequence[str], how: Decoding) -> Stop:
-    """Looks for the strings in what is added to the text.
+def _checked_stop(stop: Iterable[str] | None) -> tuple[str, ...]:
+    """The strings that end a text.
 
     Raises:
         ConfigError: for a string in place of a list, or an empty one.
     """
-    if isinstance(stop, str) or not all(stop):
+    if stop is None:
+        return ()
+    several = isinstance(stop, Iterable) and not isinstance(stop, str)
+    known = tuple(stop) if several else ("",)
+    if not all(isinstance(one, str) and one for one in known):
         raise ConfigError(f"stop is {stop!r}; expected a list of strings of at least one character")
+    return known
+
+
+def _stops(lm: LanguageModel, stop: Sequence[str], how: Decoding) -> Stop:
+    """Looks for the strings in what is added to the text."""
 
     def stops(prompt: np.ndarray, ids: Sequence[int]) -> bool:
         if not stop:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from firth.inference.embedding import (
     token_vectors,
     word_vectors,
 )
-from firth.inference.forward import Engine
+from firth.inference.forward import Engine, up_to_date
 from firth.inference.minimal_pairs import (
     baseline_differences,
     encode_pairs,
@@ -45,6 +45,7 @@ from firth.models import (
     LanguageModelNetwork,
     SourceToTarget,
     Static,
+    described,
 )
 from firth.models.mix import Pooling
 from firth.protocols import Batch, Encoding, Report, Text
@@ -54,7 +55,7 @@ from firth.text.corpus import Corpus
 from firth.text.tokenizers import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TextArray:
     """One text's tokens with an array that has a row (or, for hidden states, a column) for each."""
 
@@ -66,7 +67,7 @@ class TextArray:
     """(tokens, V) logits or (L+1, tokens, D) hidden states; float32."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LanguageModel:
     """A pre-trained model with its tokenizer. Nothing changes it: `adapt` works on copies."""
 
@@ -100,12 +101,13 @@ class LanguageModel:
             return model.config.bidirectional
         return isinstance(model, Bert | Elmo)
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
-        """The model, ready to run."""
-        return Engine.of(self.model, self.precision, self.max_length)
+        """The model, ready to run, with the weights that it has now."""
+        make = partial(Engine.of, self.model, self.precision, self.max_length)
+        return up_to_date(self, "_engine", self.model, make)
 
-    @cached_property
+    @property
     def writer(self) -> Engine:
         """The model, ready to write token by token.
 
@@ -114,10 +116,13 @@ class LanguageModel:
         on_cpu = next(self.model.parameters()).device.type == "cpu"
         return Engine.of(self.model, "float32", self.max_length) if on_cpu else self.engine
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
         """A hash of all numbers of the model."""
-        return weights_hash(self.model)
+        return up_to_date(self, "_hash", self.model, partial(weights_hash, self.model))
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({described(self.model)}, {self.tokenizer!r}, {self.path})"
 
     def batch(self, texts: Sequence[Text]) -> Batch:
         """Texts laid end to end, as the model takes them."""
@@ -346,7 +351,7 @@ class LanguageModel:
             self.tokenizer.save(path, model_max_length=self.max_length, segments=segments)
             save_model(path, self.model, vocabulary=ids, firth=self.record, lm_head=self.lm_head)
 
-        write_model(Path(directory), fill, "config.json", overwrite=overwrite)
+        write_model(directory, fill, "config.json", overwrite=overwrite)
 
     def require_context(self, use: str) -> None:
         """Refuses a use that needs predictions from context, where the model has none."""
@@ -371,9 +376,6 @@ class LanguageModel:
         Raises:
             ConfigError: for a string in place of a list, or a text that is too long.
         """
-        if isinstance(texts, str) or not hasattr(texts, "__len__"):
-            found = "one string" if isinstance(texts, str) else f"a {type(texts).__name__}"
-            raise ConfigError(f"expected a list of texts, found {found}: {str(texts)[:40]!r}")
         encodings = self.tokenizer.encode_batch(texts)
         longest = max((len(e.ids) for e in encodings), default=0)
         if whole and longest > self.max_length:

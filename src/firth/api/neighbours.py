@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from firth.api.word_vectors import vocabulary_vectors
+from firth.config import from_dict
 from firth.errors import ConfigError
 from firth.inference.embedding import Layers, chosen_layers, token_states, word_vectors
 from firth.inference.index_building import Cut, Embed, WordFilter, Words, build_index
@@ -79,7 +80,12 @@ def index_words(
             none of the words.
         ResourceError: if the disk is full.
     """
-    word_filter = WordFilter(**words)
+    if not isinstance(corpus, Corpus):
+        raise ConfigError(
+            f"the text is a {type(corpus).__name__}, expected a firth.Corpus (Corpus.from_files, "
+            "or Corpus.from_texts for texts in memory)"
+        )
+    word_filter = from_dict(WordFilter, words)
     wanted = chosen_layers(layers, len(lm.model.layers))
     settings = asdict(word_filter)
     identity = {
@@ -189,7 +195,7 @@ def _neighbours_in(static: LanguageModel, word: str, top_k: int) -> Nearest:
     words, vectors = vocabulary_vectors(static)
     vector = static.embed([[word]], unit="word")[0].vectors[0]
     own = static.tokenizer.normalize(word).strip()
-    return nearest_words(vectors, words, vector, top_k, without=(own,)) if vector.any() else []
+    return nearest_words(words, vectors, vector, top_k, without=(own,)) if vector.any() else []
 
 
 def marked_word(text: Text) -> tuple[Text, tuple[int, int]]:

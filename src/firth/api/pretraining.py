@@ -35,6 +35,7 @@ from firth.api.training_text import (
     warn_of_few,
     write_training_text,
 )
+from firth.atomic import output_path
 from firth.device import pick_device, prepare_process
 from firth.errors import ConfigError, DataError
 from firth.inference.forward import Engine
@@ -57,6 +58,7 @@ from firth.text.tokenizers import Tokenizer
 from firth.text.vocabulary_report import vocabulary_report
 from firth.training import HeldOut, Run, State, steps_within, train
 from firth.training.distributed import Ranks, join, leave, wait
+from firth.training.undisturbed import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +104,7 @@ def pretrain(
         DivergedError: if training breaks down.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
+    run = output_path(output)
     prepare_process()
     check_given(recipe, start, tokenizer)
     if start is not None:
@@ -111,7 +114,6 @@ def pretrain(
     check_text(recipe, corpus, valid)
     if isinstance(recipe.objective, WordContext):
         check_word_vectors(recipe, corpus)
-    run = Path(output)
     ranks, torch_device = _join(recipe, device)
     with only_writer(run) if ranks.first else nullcontext():
         if ranks.first:
@@ -119,7 +121,8 @@ def pretrain(
             _prepare(run, recipe, corpus, valid, tokenizer, origin)
         wait(ranks)
         if not finished_without_checkpoints(run):
-            _train(run, _How(ranks, torch_device, tensorboard, resume_hint, start))
+            with undisturbed(torch_device):
+                _train(run, _How(ranks, torch_device, tensorboard, resume_hint, start))
     leave()
     loaded = load_model(run)  # the averaged weights, where they are kept
     return LanguageModel(

@@ -48,6 +48,8 @@ def vocabulary_vectors(lm: LanguageModel) -> tuple[list[str], np.ndarray]:
     Raises:
         UnsupportedError: for a model whose vectors depend on the context.
     """
+    if not hasattr(lm, "model"):
+        raise ConfigError(f"expected a model of word vectors (firth.load), found {lm!r}")
     if not isinstance(lm.model, Static):
         raise UnsupportedError(
             f"{lm.path or 'this model'}: its vectors depend on the context, so a word has no one "

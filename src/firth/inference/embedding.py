@@ -20,7 +20,7 @@ from firth.protocols import Batch, Encoding
 Layers = int | Sequence[int] | Literal["all"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Vectors:
     """One text's vectors with what they stand for."""
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -21,6 +22,30 @@ T = TypeVar("T")
 
 BUDGET = {"cpu": 2048, "cuda": 65536}
 """Tokens a batch: on the CPU its activations should stay in the cache."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Has dropout off, and gives the model back in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def up_to_date(owner: object, name: str, model: nn.Module, make: Callable[[], T]) -> T:
+    """What was made of a model's weights and is kept with `owner`; anew once they have changed.
+
+    Every change in place counts, such as an optimizer's step (not one behind autograd's back, by
+    `.data`).
+    """
+    version = sum(0 if p.is_inference() else p._version for p in model.parameters())
+    kept = vars(owner).get(name)
+    if kept is None or kept[0] != version:
+        kept = vars(owner)[name] = (version, make())
+    return kept[1]
 
 
 @dataclass(frozen=True)
@@ -101,11 +126,9 @@ class Engine:
         for longest_first in length_batches(lengths, BUDGET[self.device.type]):
             chosen = longest_first[::-1]  # ascending, as attention groups them
             batch = lay(chosen).to(self.device)
-            was_training = self.model.training
-            self.model.eval()
-            with torch.inference_mode(), computing(self.dtype, self.device):
+            fast = computing(self.dtype, self.device)
+            with evaluating(self.model), torch.inference_mode(), fast:
                 kept = compute(chosen, batch)
-            self.model.train(was_training)
             progress.add(int(lengths[chosen].sum()))
             yield chosen, batch, kept
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from firth.config import check_types
 from firth.device import computing
 from firth.errors import ConfigError
-from firth.inference.forward import Engine, check_numbers
+from firth.inference.forward import Engine, check_numbers, evaluating
 from firth.inference.packing import packed_for
 from firth.models.cache import Cache
 from firth.protocols import ABSENT, Batch
@@ -244,7 +245,7 @@ class Reader:
     ) -> None:
         """Reads the prompts; `backward` ones come in that order."""
         self.engine, self.size, self.never = engine, size, list(never)
-        self.model, self.steps = engine.model.eval(), 0
+        self.model, self.steps = engine.model, 0
         self.how = {"backward": True} if backward else {}
         self.cache: Cache = engine.model.new_cache(room, **self.how)  # type: ignore[operator]
         batch = collate([prompt.astype(np.int64) for prompt in prompts])
@@ -272,8 +273,9 @@ class Reader:
         Raises:
             DivergedError: if they are no numbers.
         """
-        engine = self.engine
-        with torch.inference_mode(), computing(engine.dtype, engine.device):
+        engine, fast = self.engine, computing(self.engine.dtype, self.engine.device)
+        mode = evaluating(self.model) if self.model.training else nullcontext()  # else it costs
+        with mode, torch.inference_mode(), fast:
             last = self.model(batch.to(engine.device), cache=self.cache).last
             states = last if at is None else last[at]
             scores = replace(engine, model=self.model).logits(states, **self.how)

@@ -204,4 +204,4 @@ def static_neighbours(
     remove = number_to_remove(directions, index.automatic, len(own.directions))
     if remove is not None and len(rows) >= FEWEST * (1 + remove):
         rows = own.correct(rows, remove)
-    return nearest_words(rows.numpy(), words, name, top_k)
+    return nearest_words(words, rows.numpy(), name, top_k)

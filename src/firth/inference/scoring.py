@@ -45,7 +45,7 @@ Method = Literal["log-likelihood", "pseudo-log-likelihood", "pseudo-log-likeliho
 """Each token given those before it, given all the others, or given all but the rest of its word."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Score:
     """How likely a model finds a text."""
 
@@ -248,8 +248,9 @@ def _masked_copy(window: Window, token: int, mask: int, words: np.ndarray | None
     at = token - window.offset
     masked[at] = mask
     if words is not None:
-        # The window's last place is a closing token, whatever the text has there.
-        later = words[token + 1 : window.offset + len(masked) - 1] == words[token]
+        # Where texts are closed the window's last place is, too, whatever the text has there.
+        closed = int(words[-1] < 0)
+        later = words[token + 1 : window.offset + len(masked) - closed] == words[token]
         masked[at + 1 :][: len(later)][later] = mask
     return masked
 

@@ -9,7 +9,7 @@ import torch
 
 from firth.device import computing
 from firth.errors import UnsupportedError
-from firth.inference.forward import Engine
+from firth.inference.forward import Engine, evaluating
 from firth.models import AWDLSTM, Elmo
 from firth.text.batches import collate
 
@@ -35,10 +35,10 @@ def stateful_states(engine: Engine, texts: Sequence[np.ndarray]) -> list[np.ndar
         raise UnsupportedError(
             "stateful is for recurrent models (elmo, awd-lstm); this one reads each text by itself"
         )
-    model.eval()
     for i, ids in enumerate(texts):
         batch = collate([ids]).to(engine.device)
-        with torch.inference_mode(), computing(engine.dtype, engine.device):
+        fast = computing(engine.dtype, engine.device)
+        with evaluating(model), torch.inference_mode(), fast:
             output: Any
             if isinstance(model, Elmo):
                 output, state = model.run(batch, state, hidden_states=True)

@@ -18,8 +18,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 def nearest_words(
-    vectors: np.ndarray,
     words: Sequence[str],
+    vectors: np.ndarray,
     query: str | np.ndarray,
     top_k: int = 10,
     *,
@@ -28,15 +28,17 @@ def nearest_words(
     """The words whose vectors have the largest cosine with a word's vector, or with a vector.
 
     Args:
-        vectors: (n, D) float.
         words: (n) which word each row is of.
+        vectors: (n, D) float.
         query: one of the words, which is left out itself, or (D) a vector.
         top_k: how many.
         without: words to leave out.
 
     Raises:
-        ConfigError: for a word that has no vector.
+        ConfigError: for a word that has no vector, or a `top_k` below 1.
     """
+    if top_k < 1:
+        raise ConfigError(f"top_k is {top_k}; expected at least 1")
     left_out = {*without, *([query] if isinstance(query, str) else [])}
     if isinstance(query, str):
         query = vectors[_row(words, query)]
@@ -57,7 +59,7 @@ def nearest_words(
 
 
 def analogy(
-    vectors: np.ndarray, words: Sequence[str], a: str, b: str, c: str, top_k: int = 10
+    words: Sequence[str], vectors: np.ndarray, a: str, b: str, c: str, top_k: int = 10
 ) -> Nearest:
     """What is to c as b is to a: the words d with the largest cos(d, b - a + c).
 
@@ -74,7 +76,7 @@ def analogy(
                 f"{words[row]!r} has no vector: the text that they were learned from lacks it"
             )
     first, second, third = unit_rows(vectors[rows])
-    return nearest_words(vectors, words, second - first + third, top_k, without=(a, b, c))
+    return nearest_words(words, vectors, second - first + third, top_k, without=(a, b, c))
 
 
 def _row(words: Sequence[str], word: str) -> int:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from firth.atomic import need_writable, write_directory, write_file
+from firth.atomic import need_writable, output_path, write_directory, write_file
 from firth.config import read_json
 from firth.errors import CheckpointError, ConfigError
 
@@ -77,7 +77,7 @@ def refuse_to_overwrite(directory: Path, own: str, *, overwrite: bool) -> None:
 
 
 def write_model(
-    directory: Path, fill: Callable[[Path], None], own: str, *, overwrite: bool
+    directory: str | Path, fill: Callable[[Path], None], own: str, *, overwrite: bool
 ) -> None:
     """Lets `fill` write a model's files; once all are whole they are moved to `directory`.
 
@@ -93,6 +93,7 @@ def write_model(
         ConfigError: if there is a model that may not be replaced, or a file of that name.
         ResourceError: if the files cannot be written; what was there is there then.
     """
+    directory = output_path(directory)
     refuse_to_overwrite(directory, own, overwrite=overwrite)
     need_writable(directory, directory=True)
     directory.mkdir(parents=True, exist_ok=True)

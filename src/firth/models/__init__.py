@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import nn
+
 from firth.models.attentive import Seq2Seq, Seq2SeqConfig
 from firth.models.awd_lstm import AWDLSTM, AWDLSTMConfig
 from firth.models.bert import SIZES, Bert, BertConfig
@@ -43,6 +45,12 @@ def build(config: ModelConfig, *, pooler: bool = False) -> LanguageModelNetwork:
     return network(config)
 
 
+def described(model: nn.Module) -> str:
+    """A network in a few words."""
+    size = sum(p.numel() for p in model.parameters())
+    return f"{type(model).__name__} of {size:,} parameters"
+
+
 __all__ = [
     "AWDLSTM",
     "GPT",
@@ -64,4 +72,5 @@ __all__ = [
     "Static",
     "StaticConfig",
     "build",
+    "described",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from firth.config import check_types
 from firth.errors import ConfigError
 
 _SIZES = (
@@ -45,6 +46,7 @@ def check_shape(config: object, rates: Iterable[tuple[str, float]] | None = None
     Raises:
         ConfigError: for one of them.
     """
+    check_types(config)
     settings = {name: value for name, value in vars(config).items() if value is not None}
     for names, least in ((_SIZES, 1), (_COUNTS, 0)):
         for name in names:

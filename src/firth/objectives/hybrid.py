@@ -8,7 +8,7 @@ import torch
 
 from firth.config import check_types
 from firth.errors import ConfigError
-from firth.objectives.masked import ordinary_ids
+from firth.objectives.masked import frame_ids, ordinary_ids
 from firth.objectives.prediction import cross_entropy
 from firth.protocols import ABSENT, Batch, Loss, Sequences
 
@@ -155,7 +155,7 @@ def _spans(sequences: Sequences, rate: float, rng: np.random.Generator) -> np.nd
         inside = at < count
         at = at[inside]
         chosen[at[owner[at] == owner[at - offset]]] = True
-    return chosen & ~np.isin(sequences.ids, sequences.vocabulary.special)
+    return chosen & ~np.isin(sequences.ids, frame_ids(sequences.vocabulary))
 
 
 def _weights(of_causal: np.ndarray, causal: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -117,6 +117,16 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
     return np.setdiff1d(np.arange(vocabulary.size), vocabulary.special)
 
 
+@lru_cache(maxsize=8)
+def frame_ids(vocabulary: Vocabulary) -> np.ndarray:
+    """Token ids that are no part of a text: all special ones but the unknown one, if it has an id
+    of its own; it stands for a word, and is predicted as any other (google-research/bert).
+    """
+    named = {vocabulary.pad, vocabulary.first, vocabulary.last, vocabulary.mask}
+    unknown = {vocabulary.unknown} - named - {*vocabulary.sentinels}
+    return np.array(sorted({*vocabulary.special} - unknown))
+
+
 def choose_positions(
     sequences: Sequences, rate: float, rng: np.random.Generator, *, units: Units
 ) -> np.ndarray:
@@ -127,7 +137,7 @@ def choose_positions(
     """
     lengths = np.diff(sequences.starts)
     owner = np.repeat(np.arange(len(lengths)), lengths)  # (N) sequence of each token
-    ordinary = np.flatnonzero(~np.isin(sequences.ids, sequences.vocabulary.special))
+    ordinary = np.flatnonzero(~np.isin(sequences.ids, frame_ids(sequences.vocabulary)))
     owner = owner[ordinary]
     wanted = np.bincount(owner, minlength=len(lengths)) * rate
     wanted = np.where(wanted > 0, np.maximum(1, np.round(wanted)), 0).astype(np.int64)

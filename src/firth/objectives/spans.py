@@ -85,6 +85,6 @@ def span_boundaries(sequences: Sequences, chosen: np.ndarray) -> np.ndarray:
     lengths = np.diff(np.flatnonzero(np.append(opens, True)))
     start = np.repeat(chosen[opens], lengths)
     before, after = start - 1, start + np.repeat(lengths, lengths)
-    special = np.array(sequences.vocabulary.special)
-    bare = np.isin(sequences.ids[before], special) | np.isin(sequences.ids[after], special)
+    edges = (sequences.vocabulary.first, sequences.vocabulary.last)
+    bare = np.isin(sequences.ids[before], edges) | np.isin(sequences.ids[after], edges)
     return np.stack([before, after, np.where(bare, ABSENT, chosen - start)], axis=1)

@@ -8,8 +8,9 @@ from firth.recipes.decoders import gpt, gpt1, gpt2, hybrid
 from firth.recipes.encoder_decoders import seq2seq, t5, transformer
 from firth.recipes.encoders import bert, bert_nsp, modern_bert, roberta, spanbert
 from firth.recipes.recurrent import awd_lstm, awd_lstm_2018, elmo, ulmfit
-from firth.recipes.settings import DataSettings, Recipe, TokenizerSettings
+from firth.recipes.settings import Recipe
 from firth.recipes.static import fasttext, glove, word2vec
+from firth.recipes.text_settings import DataSettings, TokenizerSettings
 
 RECIPES = {
     "bert": bert,
@@ -45,7 +46,7 @@ def recipe(name: str, **arguments: Any) -> Recipe:
     Raises:
         ConfigError: if there is none of this name.
     """
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r}; {suggest(name, RECIPES)}")
     return RECIPES[name](**{key: value for key, value in arguments.items() if value is not None})
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from firth.models import GPTConfig
 from firth.objectives import CausalLM, Hybrid
-from firth.recipes.settings import Recipe, TokenizerSettings
+from firth.recipes.settings import Recipe
 from firth.recipes.shapes import gated_shape_of, shape_of
+from firth.recipes.text_settings import TokenizerSettings
 from firth.training import AdamW, Muon, Schedule, Training
 
 

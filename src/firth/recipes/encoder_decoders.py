@@ -6,8 +6,9 @@ from firth.config import suggest
 from firth.errors import ConfigError
 from firth.models import EncoderDecoderConfig, Seq2SeqConfig
 from firth.objectives import SequenceToSequence, SpanCorruption
-from firth.recipes.settings import Recipe, TokenizerSettings
+from firth.recipes.settings import Recipe
 from firth.recipes.shapes import gated_shape_of, shape_of
+from firth.recipes.text_settings import TokenizerSettings
 from firth.training import AdamW, Muon, Schedule, Training
 
 _SEQ2SEQ: dict[str, dict[str, Any]] = {

@@ -5,8 +5,9 @@ from dataclasses import replace
 from firth.models import BertConfig
 from firth.models.bert import modern
 from firth.objectives import MaskedLM, SentencePairs, SpanBoundary
-from firth.recipes.settings import DataSettings, Recipe, TokenizerSettings
+from firth.recipes.settings import Recipe
 from firth.recipes.shapes import gated_size, shape_of
+from firth.recipes.text_settings import DataSettings, TokenizerSettings
 from firth.training import AdamW, Muon, Schedule, Training
 
 

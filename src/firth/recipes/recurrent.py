@@ -8,7 +8,8 @@ from firth.errors import ConfigError
 from firth.models import AWDLSTMConfig, ElmoConfig
 from firth.models.elmo import PAPER_FILTERS
 from firth.objectives import BidirectionalLM, CausalLM
-from firth.recipes.settings import DataSettings, Recipe, TokenizerSettings
+from firth.recipes.settings import Recipe
+from firth.recipes.text_settings import DataSettings, TokenizerSettings
 from firth.training import SGD, AdamW, Schedule, Training
 
 _ELMO: dict[str, dict[str, Any]] = {

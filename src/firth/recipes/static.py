@@ -4,8 +4,9 @@ from typing import Any
 
 from firth.models import StaticConfig
 from firth.objectives import GloVe, SkipGram, WordContext
-from firth.recipes.settings import DataSettings, Recipe, TokenizerSettings
+from firth.recipes.settings import Recipe
 from firth.recipes.shapes import shape_of
+from firth.recipes.text_settings import DataSettings, TokenizerSettings
 from firth.training import Training
 
 

@@ -2,10 +2,25 @@
 
 import json
 import math
+from collections.abc import Collection
 from typing import Any
 
 from firth.errors import DataError
-from firth.protocols import Text
+from firth.protocols import Example, Text
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a string, or several in a row."""
+    if isinstance(value, str):
+        return True
+    return isinstance(value, Collection) and all(isinstance(one, str) for one in value)
+
+
+def place(example: Example, index: int | None = None) -> str:
+    """Where an example is, for messages: its row in a file, or its place in a list, from 0."""
+    if example.row:
+        return f"row {example.row}"
+    return "an example" if index is None else f"example {index}"
 
 
 def parse_text(cell: Any, where: str) -> Text:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firth.config import suggest
+from firth.config import check_types, suggest
 from firth.errors import ConfigError, DataError
 from firth.protocols import Example, Loss, Report, Scores, Unit
 from firth.tasks import cells, metrics
@@ -96,8 +96,7 @@ class Classification:
     """Standard deviation of the training labels of a regression."""
 
     def __post_init__(self) -> None:
-        if self.kind not in METRICS:
-            raise ConfigError(f"kind is {self.kind!r}; {suggest(self.kind, METRICS)}")
+        check_types(self)
         refuse_repeated(self.labels)
         for name in ("text", "text_pair"):
             if str(self.label) == str(getattr(self, name)):
@@ -128,6 +127,9 @@ class Classification:
         count = 1 if self.text_pair is None else 2
         if len(example.texts) != count:
             return f"it has {len(example.texts)} texts, and this task is about {count} (text_pair)"
+        if not all(map(cells.is_text, example.texts)):
+            (wrong, *_) = (one for one in example.texts if not cells.is_text(one))
+            return f"its text is {repr(wrong)[:40]}, expected a string or a list of words"
         label, expected = example.label, _EXPECTED[self.kind]
         fits = {
             "single": isinstance(label, str),
@@ -189,9 +191,8 @@ class Classification:
             return replace(self, shift=float(np.mean(found)), scale=float(np.std(found)))
         if self.labels:
             return self
-        names, least = set(found), 2
-        if self.kind == "multi_label":
-            names, least = set().union(*found), 1
+        several = self.kind == "multi_label"
+        names, least = (set().union(*found), 1) if several else (set(found), 2)
         if len(names) < least:
             raise DataError(
                 f"the {len(found)} training examples have {len(names)} classes "
@@ -227,7 +228,7 @@ class Classification:
         for i, names in enumerate(found):
             names = names if self.kind == "multi_label" else (names,)
             known = [ids[name] for name in names if name in ids]
-            unknown += [(examples[i].row, name) for name in names if name not in ids]
+            unknown += [(cells.place(examples[i], i), name) for name in names if name not in ids]
             targets[i, known] = 1
         if unknown:
             raise _unknown_labels(unknown, self.labels)
@@ -338,7 +339,9 @@ def refuse_repeated(labels: Sequence[str]) -> None:
 
 def _label(example: Example) -> Any:
     if example.label is None:
-        raise DataError(f"row {example.row} has no label; read the file with labelled=True")
+        raise DataError(
+            f"{cells.place(example)} has no label; give it one (a file is read with labelled=True)"
+        )
     return example.label
 
 
@@ -348,8 +351,8 @@ def _in_order(names: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _unknown_labels(unknown: list[tuple[int, str]], labels: Sequence[str]) -> DataError:
-    shown = ", ".join(f"row {row} has {name!r}" for row, name in unknown[:5])
+def _unknown_labels(unknown: list[tuple[str, str]], labels: Sequence[str]) -> DataError:
+    shown = ", ".join(f"{place} has {name!r}" for place, name in unknown[:5])
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     return DataError(
         f"labels that the task does not know: {shown}{more}; expected one of {', '.join(labels)}; "

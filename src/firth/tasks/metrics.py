@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from firth.errors import DataError
+
 COMMON = 0.8
 """One answer for everything is no collapse where it is right for this share of the examples (of the
 words, for tags: entities are rare, and learning begins there)."""
@@ -95,7 +97,12 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean over seeds and the half-width of its 95 % interval, t(n-1) s / sqrt(n) (Student).
 
     The half-width is None for a single value, which says nothing about its spread.
+
+    Raises:
+        DataError: without values.
     """
+    if not len(values):
+        raise DataError("there are no values to take the mean of; expected at least one")
     mean, count = float(np.mean(values)), len(values)
     if count == 1:
         return mean, None
@@ -132,9 +139,11 @@ def _counts(targets: np.ndarray, predictions: np.ndarray) -> tuple[np.ndarray, .
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    """The values about their mean, scaled to length 1; zeros when they are all the same."""
+    """The values about their mean, scaled to length 1; zeros when they are all the same, or when
+    one is not finite.
+    """
     values = np.asarray(values, np.float64)
-    if np.ptp(values) == 0:
+    if not np.isfinite(values).all() or np.ptp(values) == 0:
         return np.zeros_like(values)
     centred = values - values.mean()
     centred /= np.abs(centred).max()  # keeps the squares of tiny and huge values finite

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firth.config import suggest
+from firth.config import check_types, suggest
 from firth.errors import ConfigError, DataError
 from firth.protocols import Example, Loss, Report, Scores, Unit
 from firth.tasks import metrics
+from firth.tasks.cells import is_text, place
 from firth.tasks.classification import refuse_repeated
 from firth.tasks.columns import read_sentences
 from firth.tasks.metrics import COMMON
@@ -84,6 +85,7 @@ class Tagging:
     """The metric that selects models; "": F1 of spans where there are any, else accuracy."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         refuse_repeated(self.labels)
         known = METRICS[self.marks_spans] if self.labels else METRICS[True] + METRICS[False]
         if self.metric and self.metric not in known:
@@ -120,11 +122,11 @@ class Tagging:
     def problem(self, example: Example) -> str | None:
         """What keeps an example from being one of this task, its tags apart where it has none."""
         (words, *more), tags = example.texts, example.label
-        if more or isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        if more or isinstance(words, str) or not is_text(words):
             return "it is no list of words (task.example cuts a string into words)"
         if tags is None:
             return None
-        if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+        if isinstance(tags, str) or not is_text(tags):
             return f"its label is {str(tags)[:40]!r}, expected a tag for each word"
         return None if len(tags) == len(words) else f"{len(words)} words have {len(tags)} tags"
 
@@ -166,9 +168,11 @@ class Tagging:
             DataError: on sentences that have no tags, or one that the task does not know.
         """
         ids = {name: i for i, name in enumerate(self.labels)}
-        unknown = [(e.row, tag) for e in examples for tag in _tags(e) if tag not in ids]
+        unknown = [
+            (place(e, i), tag) for i, e in enumerate(examples) for tag in _tags(e) if tag not in ids
+        ]
         if unknown:
-            shown = ", ".join(f"row {row} has {tag!r}" for row, tag in unknown[:5])
+            shown = ", ".join(f"{where} has {tag!r}" for where, tag in unknown[:5])
             raise DataError(
                 f"tags that the task does not know: {shown}; expected one of "
                 f"{', '.join(self.labels)}; correct the rows, or train with such sentences"
@@ -273,7 +277,9 @@ def _is_mark(sign: str) -> bool:
 
 def _tags(example: Example) -> tuple[str, ...]:
     if example.label is None:
-        raise DataError(f"row {example.row} has no tags; read the file with labelled=True")
+        raise DataError(
+            f"{place(example)} has no tags; give it some (a file is read with labelled=True)"
+        )
     return example.label
 
 

@@ -220,12 +220,13 @@ def collate(
     segments: Sequence[np.ndarray] | None = None,
     targets: np.ndarray | None = None,
 ) -> Batch:
-    """Lays encoded sequences end to end."""
+    """Lays encoded sequences end to end; of none the batch is empty."""
+    none = [np.empty(0, np.int64)]
     starts = np.concatenate(([0], np.cumsum([len(one) for one in ids], dtype=np.int64)))
     return Batch(
-        input_ids=torch.from_numpy(np.concatenate(ids)),
+        input_ids=torch.from_numpy(np.concatenate(ids or none)),
         starts=torch.from_numpy(starts),
-        segments=None if segments is None else torch.from_numpy(np.concatenate(segments)),
+        segments=None if segments is None else torch.from_numpy(np.concatenate(segments or none)),
         targets=None if targets is None else torch.from_numpy(targets),
     )
 

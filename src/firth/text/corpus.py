@@ -8,8 +8,9 @@ for document in train: ...
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from firth.config import suggest
 from firth.errors import ConfigError, DataError
 from firth.text.files import Statistics, digest_file, find_files
 from firth.text.formats import ROWS, UNITS, describe_file, read_documents
+from firth.text.words import check_texts
 
 __all__ = ["Corpus", "Description", "Part", "Statistics"]
 
@@ -129,13 +131,7 @@ class Corpus:
             ConfigError: for a string in place of a list, or a set, which has no fixed order.
             DataError: if one of the texts is no string.
         """
-        if isinstance(texts, str):
-            raise ConfigError(f"expected a list of texts, found one string: [{texts[:40]!r}]")
-        if isinstance(texts, Set):
-            raise ConfigError(
-                f"expected a list of texts, found a {type(texts).__name__}, whose order changes "
-                "from run to run; give sorted(texts)"
-            )
+        check_texts(texts, once=True)
         texts = tuple(texts)
         for i, text in enumerate(texts):
             if not isinstance(text, str):
@@ -144,6 +140,15 @@ class Corpus:
 
     def __iter__(self) -> Iterator[str]:
         return self.read()
+
+    def __repr__(self) -> str:
+        names = ", ".join(str(file) for file in self.files[:3])
+        more = ", ..." if len(self.files) > 3 else ""
+        what = (
+            f"{len(self.files)} files: {names}{more}" if self.files else f"{len(self.texts)} texts"
+        )
+        sides = "".join(f", {part.side} side of a split" for part in self.parts)
+        return f"Corpus({what}{sides})"
 
     def read(self, statistics: Statistics | None = None) -> Iterator[str]:
         """Streams the documents, and adds to `statistics` while doing so.
@@ -179,7 +184,7 @@ class Corpus:
         Raises:
             DataError: as `read` does.
         """
-        step = max(1, -(-len(self.files) * _LEAST // size))
+        step = max(1, -(-len(self.files) * _LEAST // max(1, size)))
         sources = [replace(self, files=(file,)) for file in self.files[::step]] or [self]
         found = False
         for source in sources:
@@ -222,10 +227,13 @@ class Corpus:
             seed: another one gives another split.
 
         Raises:
-            ConfigError: if `valid` is not between 0 and 1.
+            ConfigError: if `valid` is not between 0 and 1, or `seed` no whole number.
         """
-        if not 0 < valid < 1:
-            raise ConfigError(f"valid is {valid}, expected a share between 0 and 1, such as 0.01")
+        if not isinstance(valid, Real) or not 0 < valid < 1:
+            raise ConfigError(f"valid is {valid!r}, expected a share between 0 and 1, such as 0.01")
+        if not isinstance(seed, Integral):
+            raise ConfigError(f"seed is {seed!r}, expected a whole number")
+        valid, seed = float(valid), int(seed)
         depth = len(self.parts)
         train_part = Part(side="train", valid=valid, seed=seed, depth=depth)
         valid_part = Part(side="valid", valid=valid, seed=seed, depth=depth)

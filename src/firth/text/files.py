@@ -6,6 +6,7 @@ Everything is a stream: memory holds a few chunks of about 1 MB.
 """
 
 import codecs
+import errno
 import gzip
 import hashlib
 import io
@@ -73,10 +74,21 @@ def find_files(paths: Iterable[str | Path]) -> tuple[Path, ...]:
         DataError: if a path is empty or does not exist, has an unknown suffix, or yields no file.
     """
     found: dict[Path, Path] = {}
-    for path in paths:
+    for path in paths if isinstance(paths, Iterable) else [paths]:
+        if not isinstance(path, str | os.PathLike):
+            raise DataError(f"{path!r} is no path; expected the name of a file, folder or glob")
         if not str(path):  # which would be the folder one is in
             raise DataError("an empty path was given for a text; is a variable unset?")
-        for file in _files(Path(path)):
+        try:
+            files = _files(Path(path))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise DataError(
+                f"{str(path)[:40]!r}... is too long for the name of a file; a text in memory goes "
+                "into Corpus.from_texts([text])"
+            ) from error
+        for file in files:
             found.setdefault(file.resolve(), file)
     if not found:
         raise DataError("no files were given; give at least one file, folder or glob pattern")

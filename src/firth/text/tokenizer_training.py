@@ -30,6 +30,7 @@ from tokenizers import (
 from firth.config import suggest
 from firth.errors import ConfigError, DataError
 from firth.text.encoding import batches, utf8_size
+from firth.text.words import check_texts
 
 CHARACTER_COVERAGE = 0.99995
 """Share of the text that WordPiece and Unigram must be able to spell, as in SentencePiece; rarer
@@ -102,7 +103,11 @@ def sample_documents(documents: Iterable[str], max_bytes: int) -> list[str]:
 
     When what was kept grows too large, every other document is dropped, and from then on twice as
     many are skipped.
+
+    Raises:
+        ConfigError: for a single text in place of several.
     """
+    check_texts(documents, once=True)
     kept: list[str] = []
     sizes: list[int] = []
     total, stride = 0, 1

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from firth.atomic import write_text
+from firth.atomic import output_path, write_text
 from firth.errors import CheckpointError, ConfigError
 from firth.protocols import ABSENT, Encoding, Text, Vocabulary
 from firth.text.encoding import utf8_size
@@ -26,7 +26,7 @@ from firth.text.tokenizer_settings import canonical, read_settings, with_setting
 from firth.text.tokenizer_training import backend_of_words, train_backend
 from firth.text.truncation import check_length, cut_pair, truncating
 from firth.text.word_cache import WordCache, cuts_words, words_at
-from firth.text.words import WordReader, Words, encoded, joined, whole_characters
+from firth.text.words import WordReader, Words, check_texts, encoded, joined, whole_characters
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -157,7 +157,7 @@ class Tokenizer:
             segments: whether `transformers` shall give the model ``token_type_ids``, which BERT
                 takes and ModernBERT refuses; by default as before, or as the template has them.
         """
-        directory = Path(directory)
+        directory = output_path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config = dict(self._config)
         if model_max_length is not None:
@@ -209,6 +209,9 @@ class Tokenizer:
         """The tokenizer.json as a string."""
         return self._json
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({type(self._backend.model).__name__}, {self._vocabulary.size:,} tokens)"
+
     def encode(self, text: Text, *, special_tokens: bool = True) -> Encoding:
         """Encodes one text; see `encode_batch`."""
         return self.encode_batch([text], special_tokens=special_tokens)[0]
@@ -228,6 +231,7 @@ class Tokenizer:
         Raises:
             DataError: if a text cannot be written in UTF-8.
         """
+        check_texts(texts)
         if self._reader is not None:
             return [self._reader.encode(text, special_tokens=special_tokens) for text in texts]
         lines = [joined(text) for text in texts]
@@ -255,6 +259,7 @@ class Tokenizer:
             ConfigError: if the special tokens alone are more than `max_length`.
             DataError: if a text cannot be written in UTF-8.
         """
+        check_texts(texts)
         if self._reader is not None:
             return self._reader.encode_ids(
                 texts, special_tokens=special_tokens, max_length=max_length
@@ -347,8 +352,8 @@ class Tokenizer:
         Raises:
             ConfigError: if no token has this id.
         """
-        token = self._backend.id_to_token(int(index))
-        if token is None and self._reader is not None:
+        token = self._backend.id_to_token(int(index)) if index >= 0 else None
+        if token is None and self._reader is not None and index >= 0:
             token = self._reader.token(int(index))
         if token is None:
             raise ConfigError(f"no token has the id {index}; ids go to {self.vocabulary.size - 1}")

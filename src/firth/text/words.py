@@ -6,13 +6,14 @@ tokenizers give an unseen word the next free id, and the model looks its spellin
 
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from firth.errors import DataError
+from firth.errors import ConfigError, DataError
 from firth.protocols import Encoding, Text, Vocabulary
 from firth.text.truncation import check_length, cut_pair
 
@@ -37,6 +38,31 @@ def encoded(encode: Callable[..., T], texts: Any, special_tokens: bool) -> T:
         return encode(texts, add_special_tokens=special_tokens)
     except TypeError as error:
         raise not_unicode(error) from error
+
+
+def check_texts(texts: object, *, once: bool = False) -> None:
+    """Refuses what is no list of texts, though Python would go through it.
+
+    Args:
+        texts: what was given.
+        once: whether what can be gone through only once will do, as a generator.
+
+    Raises:
+        ConfigError: for a single text, a set, a dictionary, or what is no sequence.
+    """
+    if isinstance(texts, str | bytes | PurePath):
+        shown = str(texts)[:40]
+        raise ConfigError(f"expected a list of texts, found one string; write [{shown!r}]")
+    kind = type(texts).__name__
+    if isinstance(texts, Set):
+        raise ConfigError(
+            f"expected a list of texts, found a {kind}, whose order changes from run to run; give "
+            "sorted(texts)"
+        )
+    if isinstance(texts, Mapping):
+        raise ConfigError(f"expected a list of texts, found a {kind}; give list(texts.values())")
+    if not isinstance(texts, Iterable) or not (once or hasattr(texts, "__len__")):
+        raise ConfigError(f"expected a list of texts, found a {kind}: {str(texts)[:40]!r}")
 
 
 def joined(text: Text) -> str:

@@ -89,6 +89,8 @@ class Training:
         for name in ("clip", "seed", "workers", "nonmonotone"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"Training.{name} is {getattr(self, name)}, expected at least 0")
+        if self.seed >= 2**63:
+            raise ConfigError(f"Training.seed is {self.seed}, expected one below 2^63")
         if not 0 <= self.average < 1:
             raise ConfigError(f"Training.average is {self.average}, expected from 0 to below 1")
         if self.layer_decay <= 0:

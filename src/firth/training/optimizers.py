@@ -261,7 +261,7 @@ class NonMonotoneAverage(WeightAverage):
 
     def notice(self, loss: float) -> None:
         """See the class."""
-        earlier = self.losses[: -self.patience]
+        earlier = [x for x in self.losses[: -self.patience] if math.isfinite(x)]
         if self.count is None and earlier and loss > min(earlier):
             self.count = 0
         self.losses.append(loss)
