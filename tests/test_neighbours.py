@@ -348,7 +348,7 @@ def test_settings_that_choose_no_words(wrong, message):
 def test_words_that_do_not_occur(lm, corpus, index, tmp_path):
     with pytest.raises(DataError, match="none of the words to index occurs"):
         lm.index_words(corpus, tmp_path / "index", words=("zebra",))
-    with pytest.raises(ConfigError, match="words is 'tide'; expected a list of words"):
+    with pytest.raises(ConfigError, match="words is 'tide', expected tuple"):
         lm.index_words(corpus, tmp_path / "index", words="tide")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="'zebra' does not occur"):

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 import tyro
 
 from firth.adaptation import ADAPTATIONS, FineTuning, Frozen, GradualUnfreezing
-from firth.api import AdaptedModel, LanguageModel, load
+from firth.api import AdaptedModel
 from firth.api import adapt as adapt_model
 from firth.api.adapted import RECORD, AnyTask
 from firth.api.adapting import read_task
 from firth.atomic import need_writable
+from firth.cli.models import language_model
 from firth.cli.options import AsJson, Device, Model, Truth, parse
 from firth.errors import ConfigError, Interrupted
 from firth.interop.files import refuse_to_overwrite
@@ -87,9 +88,7 @@ def adapt(arguments: Sequence[str]) -> None:
             _explain_order(arguments)
         raise
     _check_output(Path(options.output), options.overwrite)
-    lm = load(options.model, device=options.device)
-    if not isinstance(lm, LanguageModel):
-        raise ConfigError(f"{options.model} is an adapted model already; give the run it came from")
+    lm = language_model(options.model, device=options.device)
     names = ("text", "text_pair", "label", "kind", "spans", "metric", "quotes", "header")
     given = {n: value for n in names if (value := getattr(options, n)) is not None}
     own = {one.name for one in fields(TASKS[options.task])}

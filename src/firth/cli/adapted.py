@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from firth.api import AdaptedModel, load
+from firth.api import AdaptedModel
 from firth.api.adapted import AnyTask
 from firth.atomic import need_writable
+from firth.cli.models import adapted_model
 from firth.cli.options import Device, Truth, parse, print_rows, read_lines
 from firth.cli.suites import SimilaritySuite, evaluate_suite, print_report
 from firth.cli.texts import evaluate_texts
@@ -96,17 +97,10 @@ class Evaluate:
     """Print one JSON object, with the details."""
 
 
-def _load(path: str, device: str) -> AdaptedModel:
-    model = load(path, device=device)
-    if not isinstance(model, AdaptedModel):
-        raise ConfigError(f"{path} is a language model without a task; run `firth adapt` first")
-    return model
-
-
 def predict(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Predict, arguments, "predict")
-    model = _load(options.model, options.device)
+    model = adapted_model(options.model, device=options.device)
     examples = _examples(model, options)
     predictions = model.task.decode(model.scores(examples), examples)
     sentences = [one for one in predictions if isinstance(one, Tagged)]
@@ -205,7 +199,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.suite:
         evaluate_suite(options)
         return
-    model = _load(options.model, options.device)
+    model = adapted_model(options.model, device=options.device)
     report = model.evaluate(_laid_out(model.task, options.layout).read(options.file))
     if options.json:
         print_report(report)

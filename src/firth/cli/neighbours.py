@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from firth.api import LanguageModel, load
+from firth.api import LanguageModel
 from firth.api.neighbours import Neighbours, check_one_word, marked_word
+from firth.cli.models import language_model
 from firth.cli.options import Device, Model, parse
 from firth.errors import ConfigError
 from firth.inference.neighbours import Occurrence
@@ -83,8 +84,8 @@ def neighbours(arguments: Sequence[str]) -> None:
     if not options.texts:
         raise ConfigError('no text was given: firth neighbours RUN TEXTS "open a [bank] account"')
     marked = [_word(text) for text in options.texts]
-    model = _load(options.model, options.device)
-    static = None if options.static is None else _load(options.static, options.device)
+    model = language_model(options.model, device=options.device)
+    static = options.static and language_model(options.static, device=options.device)
     for text in options.texts if options.same_word else ():
         check_one_word(model, text.split() if options.split else text)
     with tempfile.TemporaryDirectory(prefix="firth-") as scratch:
@@ -105,13 +106,6 @@ def neighbours(arguments: Sequence[str]) -> None:
                 print(json.dumps(_as_json(text, found), ensure_ascii=False))
             else:
                 print(("\n" if number else "") + concordance(text, found, options.width))
-
-
-def _load(path: str, device: str) -> LanguageModel:
-    model = load(path, device=device)
-    if not isinstance(model, LanguageModel):
-        raise ConfigError(f"{path} is an adapted model; give the run it came from")
-    return model
 
 
 def _word(text: str) -> str:

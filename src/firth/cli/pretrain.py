@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from firth.api import LanguageModel, load
+from firth.api import LanguageModel
 from firth.api import pretrain as pretrain_model
 from firth.api.training_text import AnyCorpus, check_pairs
 from firth.atomic import need_writable
+from firth.cli.models import language_model
 from firth.cli.options import Device, flat_settings, parse, take_settings
 from firth.config import read_toml
 from firth.device import prepare_process
@@ -146,12 +147,7 @@ def _say_next(chosen: Recipe, run: str) -> None:
 
 
 def _start(options: Options) -> LanguageModel | None:
-    if options.start is None:
-        return None
-    loaded = load(options.start, device=options.device)
-    if not isinstance(loaded, LanguageModel):
-        raise ConfigError(f"{options.start} is an adapted model; give a language model to --start")
-    return loaded
+    return None if options.start is None else language_model(options.start, device=options.device)
 
 
 def _corpus(paths: Sequence[str], target: str | None, options: Options) -> AnyCorpus:

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from firth.api import LanguageModel, load
+from firth.api import LanguageModel
+from firth.cli.models import language_model
 from firth.cli.options import print_rows
 from firth.errors import ConfigError
 from firth.protocols import Report
@@ -16,11 +17,7 @@ SimilaritySuite = Literal["word-similarity"]
 
 def evaluate_suite(options: Any) -> None:
     """Runs the verb for the options of `evaluate` that have a suite."""
-    model = load(options.model, device=options.device)
-    if not isinstance(model, LanguageModel):
-        raise ConfigError(
-            f"{options.model} is an adapted model; give the run it came from, or leave --suite out"
-        )
+    model = language_model(options.model, device=options.device)
     if options.suite == "word-similarity":
         _evaluate_similarity(model, options)
         return

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from firth.api import LanguageModel, load
 from firth.atomic import write_text
+from firth.cli.models import language_model
 from firth.cli.options import read_lines
 from firth.cli.suites import print_report
 from firth.errors import ConfigError, DataError
@@ -15,8 +15,8 @@ from firth.tasks.text_to_text import bleu, sacrebleu_metrics
 def evaluate_texts(options: Any) -> None:
     """Runs the verb for the options of `evaluate` that have a target."""
     sacrebleu_metrics()  # before the texts are written, which takes its time
-    model = load(options.model, device=options.device)
-    if not isinstance(model, LanguageModel) or not isinstance(model.model, SourceToTarget):
+    model = language_model(options.model, device=options.device)
+    if not isinstance(model.model, SourceToTarget):
         raise ConfigError(f"{options.model} is no encoder-decoder; --target needs one")
     sources, references = read_lines(options.file), read_lines(options.target)
     if len(sources) != len(references):

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from firth.api import LanguageModel, load
 from firth.atomic import need_writable
+from firth.cli.models import language_model
 from firth.cli.options import AsJson, Device, Model, Texts, parse, print_rows, read_lines
 from firth.errors import ConfigError
 from firth.inference.embedding import Layers
@@ -110,13 +110,6 @@ _UNITS = "line\tstart\tend\tunit\n"
 """First line of the file that says what each row of vectors is."""
 
 
-def _load(path: str, device: str, precision: Literal["auto", "bfloat16", "float32"] = "auto"):
-    model = load(path, device=device, precision=precision)
-    if not isinstance(model, LanguageModel):
-        raise ConfigError(f"{path} is an adapted model; give the run it came from")
-    return model
-
-
 def _texts(given: tuple[str, ...]) -> list[str]:
     """Those of the command line, or where that is a dash the lines of stdin.
 
@@ -141,7 +134,7 @@ def embed(arguments: Sequence[str]) -> None:
     if options.unit != "sentence":
         begins[units] = _UNITS.encode()
     _check_outputs(begins, inputs=(options.file, options.model))
-    model = _load(options.model, options.device, options.precision)
+    model = language_model(options.model, device=options.device, precision=options.precision)
     lines = read_lines(options.file, options.column)
     texts = [line.split() for line in lines] if options.split else lines
     layers: Layers = options.layers
@@ -195,7 +188,7 @@ def _write(path: Path, vectors: np.ndarray) -> None:
 def fill(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Fill, arguments, "fill")
-    model = _load(options.model, options.device)
+    model = language_model(options.model, device=options.device)
     texts = _texts(options.texts)
     if not texts:
         raise ConfigError('no text was given: firth fill RUN "The [MASK] was late."')
@@ -217,7 +210,7 @@ def fill(arguments: Sequence[str]) -> None:
 def generate(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Generate, arguments, "generate")
-    model = _load(options.model, options.device)
+    model = language_model(options.model, device=options.device)
     settings = {**vars(options.how), "stop": options.stop}
     how = options.how
     texts = _texts(options.texts)
@@ -239,7 +232,7 @@ def generate(arguments: Sequence[str]) -> None:
 def score(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(ScoreTexts, arguments, "score")
-    model = _load(options.model, options.device)
+    model = language_model(options.model, device=options.device)
     how = {"within_word": options.within_word, "pseudo": options.pseudo}
     lines = read_lines(options.file, options.column)
     count, total, method = 0, 0.0, ""

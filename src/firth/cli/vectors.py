@@ -6,10 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from firth.api import LanguageModel, load
 from firth.atomic import need_writable
+from firth.cli.models import language_model
 from firth.cli.options import parse
-from firth.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,6 @@ def export(arguments: Sequence[str]) -> None:
     """Runs the verb."""
     options = parse(Export, arguments, "export")
     need_writable(options.file, inputs=(options.model,))
-    model = load(options.model, device="cpu")
-    if not isinstance(model, LanguageModel):
-        raise ConfigError(f"{options.model} is an adapted model; give the run it came from")
+    model = language_model(options.model, device="cpu")
     count = model.save_word_vectors(options.file)
     print(f"{options.file}\t{count}x{model.model.config.hidden_size}")

@@ -227,9 +227,11 @@ def _finish(writer: "_Writer", path: Path, dimensions: int, *, given_words: bool
     temporary = writer.directory
     if not writer.rows:
         shutil.rmtree(temporary)
+        words = writer.identity["filter"]["words"]
+        which = f": {', '.join(words[:10])}" if words else ""
         raise DataError(
-            f"{path}: none of the words to index occurs in the corpus; check the words, their "
-            "least count, and that it is the right corpus"
+            f"none of the words to index occurs in the corpus{which}; check the words, their least "
+            "count, and that it is the right corpus"
         )
     writer.check_sizes(dimensions)
     facts = write_facts(temporary, dimensions, given_words=given_words)
