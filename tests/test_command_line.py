@@ -572,3 +572,18 @@ def test_prompts_beside_a_dash_and_strings_that_end_a_text(said, tmp_path, paper
     _, several, _ = said("generate", tmp_path / "run", "The\nresults", "We", *how)
     assert len(several.splitlines()) == 2
     assert several.startswith("The results")
+
+
+def test_stdin_in_another_encoding_is_told_how_to_be_converted(said, tiny_run, monkeypatch):
+    for encoding in ("utf-16", "latin1"):
+        data = io.BytesIO("café".encode(encoding))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(data))
+        code, _, err = said("score", tiny_run, "-")
+        assert code == 3
+        assert f"iconv -f {encoding} -t utf-8" in err
+
+
+def test_the_second_stage_of_ulmfit_asks_for_the_first(said, tmp_path):
+    (tmp_path / "a.txt").write_text("The tide is in.\n")
+    _, _, err = said("pretrain", "ulmfit", tmp_path / "a.txt", "-o", tmp_path / "run", "--steps", 1)
+    assert "give the model of the first with --start" in err

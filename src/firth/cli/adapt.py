@@ -89,13 +89,7 @@ def adapt(arguments: Sequence[str]) -> None:
         raise
     _check_output(Path(options.output), options.overwrite)
     lm = language_model(options.model, device=options.device)
-    names = ("text", "text_pair", "label", "kind", "spans", "metric", "quotes", "header")
-    given = {n: value for n in names if (value := getattr(options, n)) is not None}
-    own = {one.name for one in fields(TASKS[options.task])}
-    for name in given.keys() - own:
-        flag, (other,) = name.replace("_", "-"), TASKS.keys() - {options.task}
-        raise ConfigError(f"--{flag} is for --task {other}, and this is {options.task}")
-    task = read_task(options.task, **given)
+    task = _task(options)
     test = None if options.test is None else _read_test(task, options)
     adapted = adapt_model(
         lm, task, options.train, options.how, dev=options.dev, seeds=range(options.seeds)
@@ -121,6 +115,21 @@ def adapt(arguments: Sequence[str]) -> None:
         print(json.dumps(result, ensure_ascii=False))
     else:
         _print(adapted, result.get("test", {}), options.output)
+
+
+def _task(options: Options) -> AnyTask:
+    """The task of the options.
+
+    Raises:
+        ConfigError: for an option of another task.
+    """
+    names = ("text", "text_pair", "label", "kind", "spans", "metric", "quotes", "header")
+    given = {n: value for n in names if (value := getattr(options, n)) is not None}
+    own = {one.name for one in fields(TASKS[options.task])}
+    for name in given.keys() - own:
+        flag, (other,) = name.replace("_", "-"), TASKS.keys() - {options.task}
+        raise ConfigError(f"--{flag} is for --task {other}, and this is {options.task}")
+    return read_task(options.task, **given)
 
 
 def _explain_order(arguments: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """What several verbs share: parsing, reading lines, printing rows."""
 
+import codecs
 import json
 import os
 import sys
@@ -154,9 +155,10 @@ def _stdin() -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         raise DataError(
             f"stdin: byte {error.start} is 0x{data[error.start]:02x}, expected UTF-8; convert the "
-            "text (for instance `iconv -f latin1 -t utf-8`)"
+            f"text (for instance `iconv -f {'utf-16' if wide else 'latin1'} -t utf-8`)"
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

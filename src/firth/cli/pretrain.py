@@ -229,6 +229,11 @@ def _warn_of_idle(options: Options, settings: Sequence[str]) -> None:
         if path.startswith("tokenizer.")
         or (path.startswith("model.") and not is_own(path.removeprefix("model.")))
     ]
+    if options.recipe == "ulmfit" and options.start is None:
+        logger.warning(
+            "ulmfit is the second stage, on the text of the task: give the model of the first with "
+            "--start; without it training begins with random weights (as awd-lstm does, better)"
+        )
     if options.start is not None and options.size is not None:
         logger.warning("--size: no effect but on the learning rate, the shape is that of --start")
     if options.tokenizer is not None and (

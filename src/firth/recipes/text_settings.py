@@ -63,7 +63,6 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _need(self, "max_length", 1)
         _need(self, "valid_tokens", 1)
         _need(self, "smoothing", 0)
 
