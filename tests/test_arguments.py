@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -347,6 +348,9 @@ def test_what_a_notebook_shows(lm, gpt):
     assert one != other
     assert len({lm, gpt}) == 2
     assert repr(lm).startswith("LanguageModel(Bert of ")
+    how = firth.Frozen(epochs=1, min_steps=1, restarts=0)
+    shown = repr(firth.adapt(lm, firth.Classification(), EXAMPLES, how))
+    assert re.search(r"parameters, Classification of 2 labels, dev \{'accuracy': ", shown)
     assert repr(lm.tokenizer) == f"Tokenizer(WordPiece, {lm.tokenizer.vocabulary.size:,} tokens)"
     corpus = firth.Corpus.from_texts(["a text"] * 1000)
     assert repr(corpus) == "Corpus(1000 texts)"

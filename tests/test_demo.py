@@ -20,6 +20,7 @@ def test_further_seeds_are_run_where_there_is_time(
     monkeypatch.setattr(demo, "_recipe", small)
     monkeypatch.setattr(demo, "_LABELS", 100)
     monkeypatch.setattr(demo, "_DEV", 20)
+    monkeypatch.setattr(demo, "_STEPS", 20)
     monkeypatch.setattr(demo, "_LONGEST", longest)
     monkeypatch.setattr(demo, "_BLANKS", ("We [MASK] it.",))
     demo.run_demo(tmp_path / "run", minutes=0.1)

@@ -26,6 +26,8 @@ _BLANKS = (
     "We train the [MASK] on a large corpus of text.",
 )
 _LABELS, _DEV = 1000, 250
+_STEPS = 300
+"""Fewest steps of fine-tuning what was pre-trained."""
 _SEEDS = (0, 1, 2)
 _SLOW = 100
 """Fewer steps of pre-training in a minute than this, and training for the task is cut by half."""
@@ -117,7 +119,7 @@ def _compared(
     dev = [example for example in dev if example.texts not in known][:_DEV]
     scratch = LanguageModel(build(lm.model.config).eval(), lm.tokenizer)
     systems = {
-        "pre-trained": (lm, FineTuning(min_steps=round(300 * part))),
+        "pre-trained": (lm, FineTuning(min_steps=round(_STEPS * part))),
         "the same network from scratch": (scratch, FineTuning(epochs=12 * part, reset_layers=0)),
     }
     reports: dict[str, list[Report]] = {name: [] for name in systems}

@@ -86,8 +86,9 @@ class AdaptedModel:
 
     def __repr__(self) -> str:
         found = {name: round(mean, 4) for name, (mean, _) in self.summary().items()}
-        what = f"{described(self.network.body)}, {type(self.task).__name__}"
-        return f"AdaptedModel({what} of {len(self.task.labels)} labels, dev {found})"
+        labels = f" of {len(self.task.labels)} labels" if self.task.labels else ""
+        what = f"{described(self.network.body)}, {type(self.task).__name__}{labels}"
+        return f"AdaptedModel({what}, dev {found})"
 
     def scores(self, examples: Sequence[Example]) -> Scores:
         """Scores before any softmax: (examples, num_outputs), or for tags (words, num_outputs) of
