@@ -310,7 +310,7 @@ def test_strings_that_end_a_text_may_come_in_any_iterable(gpt):
     for stop in ((end,), {end}, iter([end]), map(str, [end])):
         assert gpt.generate(["The"], stop=stop, max_tokens=8)[0].continuation == expected
     assert "".join(gpt.stream("The", stop=iter([end]), max_tokens=8)) == expected
-    assert gpt.generate(["The"], stop=None, max_tokens=8)[0] is not None
+    assert gpt.generate(["The"], stop=None, max_tokens=8)[0].continuation == plain.continuation
     for stop in ("h", [""], [3], 3):
         with pytest.raises(ConfigError, match="expected a list of strings"):
             gpt.generate(["The"], stop=stop)
