@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from firth.config import check_types
 from firth.device import computing
 from firth.errors import ConfigError
 from firth.inference.forward import Engine, check_numbers, evaluating
-from firth.inference.packing import packed_for
+from firth.inference.steps import decoder_step
 from firth.models.cache import Cache
 from firth.protocols import ABSENT, Batch
 from firth.text.batches import collate
@@ -223,7 +223,11 @@ def penalised(scores: Tensor, history: Iterable[np.ndarray], penalty: float) -> 
 
 
 _STEPS_ALIKE = 8
-"""Steps of as many rows before weights are packed for them, which costs about as much as these."""
+"""Steps of as many rows before weights are laid out for them, which costs about as much as these.
+"""
+
+
+_ALL = slice(None)
 
 
 class Reader:
@@ -245,7 +249,8 @@ class Reader:
     ) -> None:
         """Reads the prompts; `backward` ones come in that order."""
         self.engine, self.size, self.never = engine, size, list(never)
-        self.model, self.steps = engine.model, 0
+        self.room, self.steps = room, 0
+        self.plain = self.step = decoder_step(engine.model, room)
         self.how = {"backward": True} if backward else {}
         self.cache: Cache = engine.model.new_cache(room, **self.how)  # type: ignore[operator]
         batch = collate([prompt.astype(np.int64) for prompt in prompts])
@@ -253,7 +258,7 @@ class Reader:
             batch = replace(batch, prefix=batch.starts.diff())
         if sources is not None:
             batch = replace(batch, source=collate([one.astype(np.int64) for one in sources]))
-        self._run(batch, (batch.starts[1:] - 1).to(engine.device))
+        self._take(self._modules, batch, (batch.starts[1:] - 1).to(engine.device))
 
     def read(self, rows: Sequence[int], tokens: Tensor) -> None:
         """Goes on with these texts, each with one more token."""
@@ -261,24 +266,31 @@ class Reader:
         if list(rows) != list(range(before)):
             self.cache.keep(torch.tensor(rows, device=self.engine.device))
         if len(rows) != before:
-            self.model, self.steps = self.engine.model, 0
-        elif self.steps == _STEPS_ALIKE:
-            self.model = packed_for(self.engine.model, before)
+            self.step, self.steps = self.plain, 0
+        elif self.steps == _STEPS_ALIKE and self.plain is not None:
+            self.step = decoder_step(self.engine.model, self.room, before)
         self.steps += 1
-        self._run(Batch(input_ids=tokens, starts=torch.arange(len(rows) + 1)), None)
+        if self.step is not None:
+            self._take(self.step, tokens, self.cache)
+        else:
+            self._take(self._modules, Batch(input_ids=tokens, starts=torch.arange(len(rows) + 1)))
 
-    def _run(self, batch: Batch, at: Tensor | None) -> None:
-        """Takes the scores after the tokens at `at`, or after all.
+    def _modules(self, batch: Batch, at: Tensor | slice = _ALL) -> Tensor:
+        """The scores after the tokens at `at`."""
+        engine = self.engine
+        states = engine.model(batch.to(engine.device), cache=self.cache).last[at]
+        return engine.logits(states, **self.how)
+
+    def _take(self, compute: Callable[..., Tensor], *given: Any) -> None:
+        """Takes the scores that are computed.
 
         Raises:
             DivergedError: if they are no numbers.
         """
         engine, fast = self.engine, computing(self.engine.dtype, self.engine.device)
-        mode = evaluating(self.model) if self.model.training else nullcontext()  # else it costs
+        mode = evaluating(engine.model) if engine.model.training else nullcontext()  # else it costs
         with mode, torch.inference_mode(), fast:
-            last = self.model(batch.to(engine.device), cache=self.cache).last
-            states = last if at is None else last[at]
-            scores = replace(engine, model=self.model).logits(states, **self.how)
+            scores = compute(*given)
             logs = torch.log_softmax(scores, dim=-1)
             check_numbers(logs[:, 0])
             self.scores, self.logs = scores[:, : self.size], logs[:, : self.size]

@@ -17,8 +17,9 @@ class Extent:
     def __init__(self, positions: Tensor) -> None:
         """`positions` (N) of sequences that lie end to end are 0 where one begins."""
         owner = (positions == 0).cumsum(0) - 1
-        self.place = (owner, positions)
-        """Sequence and position of each of the N tokens."""
+        self.place: tuple[Tensor, Tensor] | int = (owner, positions)
+        """Sequence and position of each of the N tokens that are new; a number where each sequence
+        has one, all at the same position."""
         self._set(torch.bincount(owner))
 
     def _set(self, lengths: Tensor) -> None:
@@ -31,10 +32,11 @@ class Extent:
 
     def advance(self) -> None:
         """One more token of each sequence."""
-        self.place = (torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
         if self.hidden is None:
+            self.place = self.longest
             self.lengths, self.longest = self.lengths + 1, self.longest + 1
         else:
+            self.place = (torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
             self._set(self.lengths + 1)
 
     def keep(self, rows: Tensor) -> None:
@@ -58,8 +60,12 @@ class Columns:
         held = self.values.shape[2]
         if self.extent.longest > held:
             self.values = F.pad(self.values, (0, 0, 0, min(self.room, 2 * held) - held))
-        owner, place = self.extent.place
-        self.values[owner, :, place] = columns
+        place = self.extent.place
+        if isinstance(place, int):
+            self.values.select(2, place).copy_(columns)
+        else:
+            owner, position = place
+            self.values[owner, :, position] = columns
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these sequences, in this order; the extent has them already."""
@@ -72,7 +78,7 @@ class Columns:
     def attend(self, q: Tensor, how: Scores, distances: Tensor | None = None) -> Tensor:
         """(B, H, K) queries at the last tokens to (B, H, K)."""
         extent = self.extent
-        k, v = self.values[:, :, : extent.longest].chunk(2, dim=1)  # (B, G, T, K)
+        k, v = self.values.narrow(2, 0, extent.longest).chunk(2, dim=1)  # (B, G, T, K)
         attended = F.scaled_dot_product_attention(
             q[:, :, None].to(k.dtype),
             k,
@@ -86,15 +92,16 @@ class Columns:
 
 def _mask(extent: Extent, distances: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """(B, 1, 1, T), True where a key is seen, or (B, H, 1, T) to add to the scores, or None."""
-    hidden = None if extent.hidden is None else extent.hidden[:, None, None]
     if distances is None:
-        return None if hidden is None else ~hidden
+        return None if extent.hidden is None else ~extent.hidden[:, None, None]
+    reach = (distances.shape[1] + 1) // 2
+    if extent.hidden is None:
+        near = distances[:, reach - extent.longest : reach].to(dtype)
+        return near[None, :, None].expand(len(extent.lengths), -1, -1, -1)
     place = torch.arange(extent.longest, device=extent.lengths.device)
     back = extent.lengths[:, None] - 1 - place  # (B, T) query - key
-    reach = (distances.shape[1] + 1) // 2
     near = distances[:, (reach - 1 - back).clamp(0, reach - 1)].transpose(0, 1)[:, :, None]
-    near = near.to(dtype)  # (B, H, 1, T)
-    return near if hidden is None else near.masked_fill(hidden, -torch.inf)
+    return near.to(dtype).masked_fill(extent.hidden[:, None, None], -torch.inf)  # (B, H, 1, T)
 
 
 class LayerCache:
@@ -115,14 +122,19 @@ class LayerCache:
             assert self.whole.own is not None
             self.own = Columns(beside, self.whole.own, self.whole.room)
             return attend(own, layout, how, distances=distances)
-        self.own.add(beside)
+        return self.add(own, how, distances)
+
+    def add(self, own: Tensor, how: Scores, distances: Tensor | None) -> Tensor:
+        """The same for one more token of each sequence, (B, H + 2G, K) to (B, H, K)."""
+        assert self.own is not None
+        self.own.add(own[:, how.num_heads :])
         return self.own.attend(own[:, : how.num_heads], how, distances)
 
     def hold_source(self, columns: Tensor) -> None:
         """Keeps the (R_k, 2H, K) keys and values of the source sequences' N_k tokens."""
         extent = self.whole.source
         assert extent is not None
-        self.source = Columns(columns[: len(extent.place[0])], extent, extent.longest)
+        self.source = Columns(columns[: int(extent.lengths.sum())], extent, extent.longest)
 
     def attend_source(self, q: Tensor, how: Scores) -> Tensor:
         """(B, H, K) queries of one token a sequence to (B, H, K)."""
@@ -155,9 +167,15 @@ class Cache:
             layout = Layout.of(starts, device, prefix=prefix)
             self.own = Extent(layout.positions[: layout.num_tokens])
             return layout
+        positions = self.advance()
+        return Layout(len(positions), positions)
+
+    def advance(self) -> Tensor:
+        """Makes place for one more token of each sequence, and gives its (B) positions."""
+        assert self.own is not None
         positions = self.own.lengths
         self.own.advance()
-        return Layout(len(positions), positions)
+        return positions
 
     @property
     def longest(self) -> int:

@@ -282,19 +282,20 @@ class EncoderDecoder(nn.Module):
         """(V, D) of the softmax."""
         return self.embeddings.tokens.weight if self.head is None else self.head.weight
 
-    def _scaled(self, hidden: Tensor) -> Tensor:
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """What the output matrix is given of the decoder's states."""
         return hidden * self.config.hidden_size**-0.5 if self.config.scale_outputs else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) states of the decoder to (M, V) scores of the next token."""
-        return F.linear(self._scaled(hidden), self.output_matrix)
+        return F.linear(self.scaled(hidden), self.output_matrix)
 
     def prediction_loss(
         self, hidden: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
     ) -> Tensor:
         """Summed cross-entropy of (M) token ids at (M, D) hidden states, in nats."""
         dtype = activation_dtype(hidden.device)
-        hidden = self._scaled(hidden)
+        hidden = self.scaled(hidden)
         hidden = round_up(hidden if dtype is None else hidden.to(dtype))
         return linear_cross_entropy(
             hidden, self.output_matrix, None, targets, label_smoothing=label_smoothing

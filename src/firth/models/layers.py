@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from firth.device import round_rows, uncompiled
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
@@ -235,7 +235,7 @@ class FeedForward(nn.Module):
         x = self.up(x)  # (N, F) or (N, 2F)
         if self.gated and self.activation in _GELUS and x.device.type == "cpu":
             return self.down(self.dropout(geglu(x, _GELUS[self.activation])))
-        act = _ACTIVATIONS[self.activation]
+        act = ACTIVATIONS[self.activation]
         if self.gated:
             x, gate = x.chunk(2, dim=-1)  # (N, F) each
             return self.down(self.dropout(act(x) * gate))
@@ -266,7 +266,7 @@ class LanguageModelHead(nn.Module):
         self.activation = activation
 
     def transform(self, hidden: Tensor) -> Tensor:
-        return self.norm(_ACTIVATIONS[self.activation](self.dense(hidden)))
+        return self.norm(ACTIVATIONS[self.activation](self.dense(hidden)))
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         """(M, D) hidden states to (M, V) scores."""

@@ -61,19 +61,28 @@ class SelfAttention(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """(R, D) to (R, D); with a cache, sees what it holds and adds to it."""
-        columns = self.qkv(x).view(len(x), -1, self.head_size)  # (R, H + 2G, K)
-        turned, eps = self.num_heads + self.num_groups, _QK_EPS if self.qk_norm else None
-        if rotary is not None:
-            columns = rotate(columns, rotary, turned, norm_eps=eps)
-        elif eps is not None:
-            normed = F.layer_norm(columns[:, :turned], (self.head_size,), eps=eps)
-            columns = torch.cat([normed, columns[:, turned:]], dim=1)
-        how = _scores(self, self.mask)
+        columns = self.placed(self.qkv(x).view(len(x), -1, self.head_size), rotary)
+        how = self.scores
         if cache is None:
             attended = attend(columns, layout, how, distances=distances)  # (R, H, K)
         else:
             attended = cache.attend(columns, layout, how, distances)
         return self.out(attended.flatten(1))
+
+    def placed(self, columns: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(R, H + 2G, K) columns, queries and keys normalised and turned where the shape has it."""
+        turned, eps = self.num_heads + self.num_groups, _QK_EPS if self.qk_norm else None
+        if rotary is not None:
+            return rotate(columns, rotary, turned, norm_eps=eps)
+        if eps is None:
+            return columns
+        normed = F.layer_norm(columns[:, :turned], (self.head_size,), eps=eps)
+        return torch.cat([normed, columns[:, turned:]], dim=1)
+
+    @property
+    def scores(self) -> Scores:
+        """How this layer attends, in its present mode."""
+        return _scores(self, self.mask)
 
 
 @dataclass(frozen=True)
@@ -115,14 +124,18 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, memory: Memory | None, cache: LayerCache | None = None) -> Tensor:
         """(R, D) to (R, D); a cache holds the memory's keys and values from its first use on."""
         q = self.q(x).view(len(x), -1, self.head_size)  # (R, H, K)
-        how = _scores(self, Mask())
         if memory is None:
             assert cache is not None
-            return self.out(cache.attend_source(q, how).flatten(1))
+            return self.out(cache.attend_source(q, self.scores).flatten(1))
         beside = self.remember(memory.states)
         if cache is not None:
             cache.hold_source(beside)
-        return self.out(attend(q, memory.layout, how, memory=beside).flatten(1))
+        return self.out(attend(q, memory.layout, self.scores, memory=beside).flatten(1))
+
+    @property
+    def scores(self) -> Scores:
+        """How this layer attends, in its present mode."""
+        return _scores(self, Mask())
 
 
 def _scores(attention: SelfAttention | CrossAttention, mask: Mask) -> Scores:
@@ -161,7 +174,7 @@ class Block(nn.Module):
         self.attention, self.attention_norm = attention, attention_norm
         self.cross, self.cross_norm = cross, cross_norm
         self.feed_forward, self.feed_forward_norm = feed_forward, feed_forward_norm
-        self.placement = placement
+        self.placement: NormPlacement = placement
         self.dropout = Dropout(dropout)
 
     def forward(
