@@ -18,7 +18,8 @@ from firth.models import GPT, EncoderDecoder
 from firth.models.cache import Cache, LayerCache
 from firth.models.encoder_decoder import Embeddings, Stack
 from firth.models.gpt import GPTEmbeddings
-from firth.models.layers import ACTIVATIONS, Dropout, FeedForward, LayerNorm, RMSNorm
+from firth.models.layers import ACTIVATIONS, Dropout, FeedForward
+from firth.models.norms import LayerNorm, RMSNorm
 from firth.models.positions import DistanceBias, rotary_tables
 from firth.models.transformer import Block, CrossAttention, NormPlacement, SelfAttention
 

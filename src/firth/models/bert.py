@@ -16,9 +16,10 @@ from firth.errors import ConfigError
 from firth.models.attention import Mask
 from firth.models.boundary import BoundaryHead
 from firth.models.checks import check_shape
-from firth.models.layers import Activation, Dropout, FeedForward, LanguageModelHead, LayerNorm
+from firth.models.layers import Activation, Dropout, FeedForward, LanguageModelHead
 from firth.models.layout import Layout
 from firth.models.mix import pool
+from firth.models.norms import LayerNorm
 from firth.models.positions import rotary_tables
 from firth.models.transformer import (
     Block,

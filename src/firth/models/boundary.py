@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firth.models.layers import LayerNorm, linear_cross_entropy, round_up
+from firth.models.layers import linear_cross_entropy, round_up
+from firth.models.norms import LayerNorm
 
 _PLACE_SIZE = 200
 """Of the place embeddings (Joshi et al. 2020, section 4.2)."""

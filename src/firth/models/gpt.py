@@ -12,16 +12,9 @@ from firth.errors import ConfigError
 from firth.models.attention import Mask
 from firth.models.cache import Cache
 from firth.models.checks import check_shape
-from firth.models.layers import (
-    Activation,
-    Dropout,
-    FeedForward,
-    NormKind,
-    linear_cross_entropy,
-    make_norm,
-    round_up,
-)
+from firth.models.layers import Activation, Dropout, FeedForward, linear_cross_entropy, round_up
 from firth.models.layout import Layout
+from firth.models.norms import NormKind, make_norm
 from firth.models.positions import rotary_tables
 from firth.models.transformer import (
     Block,

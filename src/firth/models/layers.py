@@ -1,4 +1,4 @@
-"""Bricks that see a flat (N, D): norms, feed-forward layers, dropout, the language-model head."""
+"""Bricks that see a flat (N, D): feed-forward layers, dropout, the language-model head."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firth.device import round_rows, uncompiled
+from firth.models.norms import LayerNorm
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -21,52 +22,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """GELU (Hendrycks and Gimpel 2016) and its approximation in GPT; SiLU, also known as Swish."""
 
-NormKind = Literal["layer", "rms"]
-
 _CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Scores computed at a time by the head's loss: on the CPU eight megabytes of bfloat16."""
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016): y = g (x - mean) / sqrt(var + eps) + b.
-
-    Computed in float32 whatever the dtype of `x`; the output has the dtype of `x`.
-    """
-
-    def __init__(self, size: int, *, eps: float, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":  # the kernel takes bfloat16 x with float32 g and b
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        bias = None if self.bias is None else self.bias.float()
-        y = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps)
-        return y.to(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """RMS normalisation (Zhang and Sennrich 2019, eq. 4): y = g x / sqrt(mean x^2 + eps).
-
-    Computed in float32 whatever the dtype of `x`; the output has the dtype of `x`.
-    """
-
-    def __init__(self, size: int, *, eps: float, gain: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size)) if gain else None
-        self.size, self.eps = size, eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (self.size,), self.weight, self.eps).to(x.dtype)
-
-
-def make_norm(kind: NormKind, size: int, *, eps: float, bias: bool) -> LayerNorm | RMSNorm:
-    """The norm of a Transformer: layer norm, or RMSNorm, which never has a bias."""
-    if kind == "rms":
-        return RMSNorm(size, eps=eps)
-    return LayerNorm(size, eps=eps, bias=bias)
 
 
 def random_bytes(shape: torch.Size) -> Tensor:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firth.errors import ConfigError
-from firth.models.layers import Dropout, LayerNorm
+from firth.models.layers import Dropout
+from firth.models.norms import LayerNorm
 from firth.protocols import Unit
 
 Pooling = Literal["first", "mean", "max", "last"]
