@@ -76,6 +76,10 @@ def test_phrases_of_a_file(tmp_path):
     text = "C and C++, new (E)-2-hexenal. New. York, New York; C+++ XC++ C++s"
     expected = ["C++", "(E)-2-hexenal", "New York", "C++"]
     assert found(annotator(str(tmp_path / "terms.txt"), [])(text), text) == expected
+    composed, apart = (unicodedata.normalize(form, "Bàbá Ọlájídé") for form in ("NFC", "NFD"))
+    for phrase, text in ((apart, composed), (composed, apart)):
+        (tmp_path / "yo.txt").write_text(phrase.split()[1] + "\nKenya\n", encoding="utf-8")
+        assert found(annotator(str(tmp_path / "yo.txt"), [])(text), text) == [text.split()[1]]
     (tmp_path / "latin.txt").write_bytes("Zürich".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         annotator(str(tmp_path / "latin.txt"), [])

@@ -68,6 +68,8 @@ def test_batches_hold_the_smoothed_shares(tmp_path):
     joined = JoinedLanguages(parts, 0.7)
     sizes = np.array([parts["en"].num_tokens, parts["fr"].num_tokens])
     np.testing.assert_allclose(joined.shares, smoothed_shares(sizes, 0.7))
+    assert joined.describe() == "en 97.1% (shown 92.1%), fr 2.9% (shown 7.9%)"
+    assert JoinedLanguages(parts, 1.0).describe() == "en 97.1%, fr 2.9%"
     packed = PackedSequences(
         joined,
         tokenizer.vocabulary,

@@ -95,6 +95,35 @@ def test_columns_by_tabs_or_spaces(tmp_path):
     assert [s.words for s in read_sentences(bare, labelled=False)] == [("one", "two"), ("three",)]
 
 
+def test_comments_above_a_sentence_are_no_words(tmp_path, caplog):
+    caplog.set_level("INFO")
+    text = "# id = 1\n# Anna sings\nAnna\tB-PER\nsings\tO\n#\tO\n\n#1\tO\n\n#x\tO\ny\tO\n"
+    path = write(tmp_path / "a.conll", text)
+    assert [s.words for s in read_sentences(path, labelled=True)] == [
+        ("Anna", "sings", "#"),
+        ("#1",),
+        ("#x", "y"),
+    ]
+    assert "2 lines that begin with # were taken for comments" in caplog.text
+    inside = write(tmp_path / "b.conll", "# a\nIn O\n# x y\n")  # no comment stands in a sentence
+    with pytest.raises(DataError, match="row 3: 3 cells, expected 2"):
+        read_sentences(inside, labelled=True)
+
+
+def test_a_few_odd_tags_among_those_of_spans_are_told(caplog):
+    spans = ["O", "B-PER", "I-PER", "B-LOC"]
+    Tagging().fit_labels([Example(texts=(("a",) * 4,), label=tuple(spans))])
+    assert not caplog.records
+    odd = Tagging().fit_labels([Example(texts=(("a",) * 5,), label=(*spans, "B_ORG"))])
+    assert not odd.marks_spans
+    assert "1 tags are not those of spans (B_ORG)" in caplog.text
+    caplog.clear()
+    for tags in (("O", "NOUN", "VERB"), ("B", "S", "NOUN"), (*spans, "B_ORG")):
+        chosen = Tagging(spans=False) if "B_ORG" in tags else Tagging()
+        chosen.fit_labels([Example(texts=(("a",) * len(tags),), label=tags)])
+    assert not caplog.records
+
+
 def test_jsonl_has_lists(tmp_path):
     rows = [{"words": list(SENTENCE), "tags": list(TAGS), "ner": ["O"] * 5}]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))

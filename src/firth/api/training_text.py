@@ -157,7 +157,7 @@ def open_training_text(run: Path, part: str, recipe: Recipe) -> TrainingText:
     folder = run / "data" / part
     source, marks = (folder.with_suffix(f".{suffix}") for suffix in (_SOURCE, _MARKS))
     return TrainingText(
-        open_tokens(folder, recipe.data.smoothing),
+        open_tokens(folder, recipe.data.smoothing if part == "train" else 1.0),
         Shards.open(source) if source.is_dir() else None,
         np.memmap(marks, np.uint8, mode="r") if marks.is_file() else None,
     )

@@ -1,5 +1,6 @@
 """Sentences of files with a word a line and its tags in columns (CoNLL), and of jsonl files."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,8 @@ from firth.errors import ConfigError, DataError
 from firth.tasks.spans import mark_spans
 from firth.tasks.tables import NO_HEADER, Column, column_number, read_rows, unknown_column
 from firth.text.files import COMPRESSIONS, read_lines
+
+logger = logging.getLogger(__name__)
 
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """The columns of CoNLL-U (Universal Dependencies), which may be given by name."""
@@ -189,19 +192,21 @@ def _column_sentences(
 
 def _rows(path: Path, conllu: bool) -> Iterator[_Line]:
     """The cells of each line with its number; None ends a sentence."""
-    tabs = None
     lines = read_lines(path)
+    words = (line for line in lines if line.strip() and line[0] != "#" and not _between(line))
+    first = next(words, "")
+    tabs = "\t" in first
+    width, opens, comments = len(_cells(first, tabs)), True, 0
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if _between(line):
+            opens = True
             yield number, None
             continue
-        if conllu and line.startswith("#"):
+        cells = _cells(line, tabs)
+        if line[0] == "#" and (conllu or (opens and len(line) > 1 and len(cells) != width)):
+            comments += 1
             continue
-        if re.split("[ \t]", line, maxsplit=1)[0] == "-DOCSTART-":
-            yield number, None
-            continue
-        tabs = "\t" in line if tabs is None else tabs
-        cells = line.split("\t") if tabs else re.split("[ \t]+", line.strip(" \t"))
+        opens = False
         if conllu and not cells[0].isdecimal():
             if re.fullmatch(r"\d+[-.]\d+", cells[0]):
                 continue
@@ -210,7 +215,18 @@ def _rows(path: Path, conllu: bool) -> Iterator[_Line]:
                 "give the file another name than .conllu if it has other columns"
             )
         yield number, cells
+    if comments and not conllu:
+        logger.info("%s: %d lines that begin with # were taken for comments", path, comments)
     yield len(lines) + 1, None
+
+
+def _between(line: str) -> bool:
+    """Whether a line stands between sentences."""
+    return not line.strip() or re.split("[ \t]", line, maxsplit=1)[0] == "-DOCSTART-"
+
+
+def _cells(line: str, tabs: bool) -> list[str]:
+    return line.split("\t") if tabs else re.split("[ \t]+", line.strip(" \t"))
 
 
 def _position(

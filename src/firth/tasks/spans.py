@@ -36,6 +36,14 @@ def mark_spans(tags: Iterable[str]) -> bool:
     return bool(tags - {"O"}) and all(map(_CHUNK_TAG.fullmatch, tags))
 
 
+def odd_tags(tags: Iterable[str]) -> list[str]:
+    """The few tags, sorted, but for which all would be those of spans with a type; else none."""
+    tags = set(tags)
+    odd = {tag for tag in tags if not _CHUNK_TAG.fullmatch(tag)}
+    typed = [tag for tag in tags - odd if len(tag) > 1]
+    return sorted(odd) if 2 * len(odd) < len(tags) and len(typed) > len(odd) else []
+
+
 def find_spans(tags: Sequence[str]) -> list[Span]:
     """The spans of a sentence by the rules of `conlleval` (Tjong Kim Sang and Buchholz 2000).
 

@@ -1,5 +1,6 @@
 """A tag for each of the user's own words: parts of speech, chunks, named entities."""
 
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -21,8 +22,10 @@ from firth.tasks.cells import is_text, place
 from firth.tasks.classification import refuse_repeated
 from firth.tasks.columns import read_sentences
 from firth.tasks.metrics import COMMON
-from firth.tasks.spans import Span, find_spans, mark_spans, span_scores
+from firth.tasks.spans import Span, find_spans, mark_spans, odd_tags, span_scores
 from firth.tasks.tables import Column
+
+logger = logging.getLogger(__name__)
 
 METRICS = {
     False: ("accuracy", "macro_f1"),
@@ -158,6 +161,13 @@ class Tagging:
             raise DataError(
                 f"spans is set, but the tags ({', '.join(sorted(names)[:8])}, ...) do not mark "
                 "spans; expected O and tags as B-PER, I-PER"
+            )
+        odd = odd_tags(names) if self.spans is None else []
+        if odd:
+            logger.warning(
+                "%d tags are not those of spans (%s) and all others are, so whole spans are not "
+                "counted; correct them in the file, or set spans to False if that is meant",
+                *(len(odd), ", ".join(odd[:5])),
             )
         return replace(self, labels=tuple(sorted(names)))
 

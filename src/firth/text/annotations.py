@@ -187,10 +187,13 @@ def _phrases(path: Path, lines: list[str]) -> Annotator:
     """Finds the phrases of a file wherever they stand as whole words; the longest first.
 
     A hyphen or apostrophe ends a word here: "Anna" stands in "Anna's", "Europe" in "l'Europe".
+    Letters with marks may be composed in the text and not in the file, or the other way round.
     """
     letters = _letters()
     by_first = dict[str, list[str]]()
-    for phrase in sorted(filter(letters.search, map(str.strip, lines)), key=len, reverse=True):
+    known = list(filter(letters.search, map(str.strip, lines)))
+    forms = {unicodedata.normalize(form, one) for one in known for form in ("NFC", "NFD")}
+    for phrase in sorted(forms | set(known), key=lambda one: (-len(one), one)):
         by_first.setdefault(letters.findall(phrase)[0], []).append(phrase)
     if not by_first:
         raise DataError(f"{path}: no phrase found, expected one a line")

@@ -183,8 +183,12 @@ class JoinedLanguages:
         return np.concatenate([np.zeros(0, bool), *parts])
 
     def describe(self) -> str:
-        """Languages with their shares of the text and of what is shown."""
+        """Languages with their shares of the text and, where smoothed, of what is shown."""
         of_text = self.shares / self.visits
+        if np.allclose(self.visits, 1):
+            return ", ".join(
+                f"{name} {own:.1%}" for name, own in zip(self.parts, of_text, strict=True)
+            )
         return ", ".join(
             f"{name} {own:.1%} (shown {shown:.1%})"
             for name, own, shown in zip(self.parts, of_text, self.shares, strict=True)
