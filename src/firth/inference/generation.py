@@ -222,7 +222,7 @@ def penalised(scores: Tensor, history: Iterable[np.ndarray], penalty: float) -> 
     return scores
 
 
-_STEPS_ALIKE = 8
+_STEPS_ALIKE = 3
 """Steps of as many rows before weights are laid out for them, which costs about as much as these.
 """
 

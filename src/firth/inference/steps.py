@@ -1,8 +1,8 @@
 """One more token of each text: a decoder's layers as plain products of weights laid out for them.
 
-A step of one token is a hundred small calls. What the modules do around them, for training's sake,
-takes as long as they do; and the libraries that multiply are faster where a matrix lies as they
-read it. `benchmarks/bench_generation.py` measures both.
+A step of one token is a hundred small calls, and what the modules do around them, for training's
+sake, takes about as long as they do. Of a few rows, MKL copies a matrix into blocks whenever it
+multiplies, which is most of the work. `benchmarks/bench_generation.py` measures both.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ from firth.models.transformer import Block, CrossAttention, NormPlacement, SelfA
 Decoder = GPT | EncoderDecoder
 
 _IN_BLOCKS = range(3, 49)
-"""Rows for which MKL copies a matrix into blocks whenever it multiplies: here that is done before.
-Fewer are multiplied as vectors; of more, the copy is little of the work."""
+"""Rows for which the blocks are made before. Fewer are multiplied as vectors, without blocks; of
+more, the copy is little of the work."""
 _MOST_BYTES = 1 << 30
 """Of a model's weights: those that are laid out are a second copy of them."""
 _KNOWN = (
@@ -107,20 +107,19 @@ def decoder_step(model: nn.Module, room: int, rows: int | None = None) -> Step |
         return None
     size = sum(p.numel() * p.element_size() for p in weights)
     can = size <= _MOST_BYTES and packs_float32(weights[0].device)
-    return Step(model, room, rows if can and rows is not None and rows < _IN_BLOCKS.stop else None)
+    return Step(model, room, rows if can and rows in _IN_BLOCKS else None)
 
 
 def product(weight: Tensor, bias: Tensor | None, rows: int | None) -> Callable[[Tensor], Tensor]:
-    """`F.linear` with this (D_out, D_in) weight, for (rows, D_in) or, with None, for any."""
+    """`F.linear` with this (D_out, D_in) weight, in blocks for (rows, D_in) or as it lies."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    if rows in _IN_BLOCKS:
+    if rows is not None:
         blocks = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
         multiply = torch.ops.mkl._mkl_linear.default
         return lambda x: multiply(x, blocks, weight, bias, rows)
-    across = weight.t() if rows is None else weight.t().contiguous()
     if bias is None:
-        return partial(torch.mm, mat2=across)
-    return partial(torch.addmm, bias, mat2=across)
+        return partial(torch.mm, mat2=weight.t())
+    return partial(torch.addmm, bias, mat2=weight.t())
 
 
 def _sublayers(block: Block, rows: int | None) -> list[_Sublayer]:

@@ -33,8 +33,9 @@ class _RMSNorm(torch.autograd.Function):
     """g n with n = x / sqrt(mean x^2 + eps), of (N, D) float32, for the CPU.
 
     PyTorch composes its own of single operations, and their gradients of more: over three times the
-    time of a layer norm, and this half as long again. A layer norm whose mean is 0 has the same gradient of x but for what
-    the mean would have given, - mean(g dy) / sqrt(mean x^2 + eps); so its kernel is used here.
+    time of a layer norm, where this takes half as long again. A layer norm whose mean is 0 has the
+    same gradient of x but for what the mean would have given, - mean(g dy) / sqrt(mean x^2 + eps);
+    so its kernel is used here.
     """
 
     @staticmethod
