@@ -114,7 +114,9 @@ def fast_float32(device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def computing(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Runs matrix products in `dtype` over float32 weights (autocast), float32 at full speed."""
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    low, autocast = dtype != torch.float32, contextlib.nullcontext()
+    if low or torch.is_autocast_enabled(device.type):  # else it costs, at every token of a text
+        autocast = torch.autocast(device.type, dtype, enabled=low)
     with fast_float32(device), autocast:
         yield
 

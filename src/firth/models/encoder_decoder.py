@@ -120,7 +120,8 @@ class Embeddings(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """(R, D): the N tokens, then spare rows."""
-        x = self.tokens(F.pad(ids, (0, len(positions) - len(ids)))) * self.scale  # (R, D)
+        spare = len(positions) - len(ids)
+        x = self.tokens(F.pad(ids, (0, spare)) if spare else ids) * self.scale  # (R, D)
         if self.sinusoidal:
             x = x + sinusoids(positions, x.shape[1])
         dtype = activation_dtype(x.device) if self.low_precision else None

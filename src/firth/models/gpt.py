@@ -116,7 +116,8 @@ class GPTEmbeddings(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """(R, D): the N tokens, then spare rows."""
-        x = self.tokens(F.pad(ids, (0, len(positions) - len(ids))))  # (R, D)
+        spare = len(positions) - len(ids)
+        x = self.tokens(F.pad(ids, (0, spare)) if spare else ids)  # (R, D)
         if self.positions is not None:
             x = x + self.positions(positions)
         x = self.dropout(self.norm(x))
