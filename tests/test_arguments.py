@@ -340,6 +340,13 @@ def test_a_model_in_use_has_the_weights_that_it_has_now(tiny_run, precision):
     np.testing.assert_array_equal(lm.embed(["The tide is in."]), fresh.embed(["The tide is in."]))
     assert np.abs(lm.embed(["The tide is in."]) - before).max() > 0.1
     assert lm.weights_hash == fresh.weights_hash != hashed
+    for factor in (2.0, 0.5):  # other parameters, whose versions are those of the ones before
+        state = {name: factor * one.detach() for name, one in lm.model.state_dict().items()}
+        lm.model.load_state_dict(state, assign=True)
+        fresh = firth.LanguageModel(lm.model, lm.tokenizer, precision=precision)
+        text = ["The tide is in."]
+        np.testing.assert_array_equal(lm.embed(text), fresh.embed(text))
+        assert lm.weights_hash == fresh.weights_hash
 
 
 def test_what_a_notebook_shows(lm, gpt):

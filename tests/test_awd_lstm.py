@@ -66,6 +66,14 @@ def test_the_stretches_of_an_epoch_are_the_text(vary, backward):
         assert np.array_equal(targets, text[moved : moved + span])
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_no_stretch_is_empty_however_short_they_are(length):
+    source = streams(length=length, streams=2, vary=True)
+    sizes = [int(source.sequences(i).starts[1]) for i in range(2 * source.steps_per_epoch)]
+    assert min(sizes) > 0
+    assert sum(sizes[: source.steps_per_epoch]) == source.span
+
+
 def test_lengths_vary_as_in_the_paper():
     source = StreamedSequences(
         ListSource([np.arange(700_000) % 50]), VOCABULARY, streams=1, length=70, seed=0, vary=True

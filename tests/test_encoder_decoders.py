@@ -349,6 +349,20 @@ def test_settings_that_there_is_no_class_for_are_refused(tmp_path):
     path.write_text(json.dumps({**settings, "feed_forward_proj": "gated-tanh"}))
     with pytest.raises(Exception, match="feed_forward_proj is 'gated-tanh'"):
         load_model(tmp_path)
+    path.write_text(json.dumps({**settings, "dense_act_fn": "gelu_new"}))  # heeded by transformers
+    with pytest.raises(UnsupportedError, match=r"dense_act_fn is 'gelu_new' beside .* 'relu'"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [None, True, False])
+def test_outputs_are_scaled_unless_the_settings_say_that_nothing_is_tied(tmp_path, tied):
+    model = random_model(SHAPES["v1.0"] if tied is not False else SHAPES["v1.1"])
+    save_model(tmp_path, model, vocabulary=VOCABULARY, firth={})
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text()) | {"tie_word_embeddings": tied}
+    del settings["scale_decoder_outputs"]
+    path.write_text(json.dumps(settings))
+    assert load_model(tmp_path).model.config.scale_outputs == (tied is not False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

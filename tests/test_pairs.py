@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import firth
 from firth.api.training_text import some_texts
 from firth.errors import ConfigError, DataError
-from firth.text.pairs import PairedSequences, ParallelCorpus
+from firth.text.pairs import Lines, PairedSequences, ParallelCorpus
 from tests.sources import VOCABULARY, ListSource, random_documents
 from tests.test_end_to_end import good, run
 
@@ -286,6 +286,11 @@ def test_t5_learns_on_papers(tmp_path, papers):
     vectors = lm.embed(["The parser reads a sentence.", "It rained."])
     assert vectors.shape == (2, 128)
     assert isinstance(lm.generate("The parser <extra_id_0> a sentence.").continuation, str)
+
+
+def test_texts_that_are_cut_elsewhere_have_another_hash():
+    cuts = [("a\0b", "c"), ("a", "b\0c"), ("a", "b", "c"), ("a1 b", "c")]
+    assert len({Lines(cut).fingerprint() for cut in cuts}) == len(cuts)
 
 
 def test_half_a_character_in_a_pair_is_named():

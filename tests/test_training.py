@@ -413,6 +413,26 @@ def test_what_has_diverged_is_not_saved(tmp_path, first):
     assert (tmp_path / "checkpoints" / "last").read_text() == "step-00000005"
 
 
+@dataclass(frozen=True)
+class RisesAt(BreaksAt):
+    """A loss that is three times as high from its n-th call on."""
+
+    def loss(self, model, batch):
+        self.calls.append(1)
+        found = MaskedLM().loss(model, batch)
+        return replace(found, total=found.total * (1.0 if len(self.calls) < self.first else 3.0))
+
+
+def test_a_run_that_is_resumed_diverges_where_it_would_have(tmp_path, monkeypatch):
+    monkeypatch.setattr("firth.training.run._RISE", 0.5)
+    settings = exact(log_every=100, evaluate_every=100, save_every=1)
+    run = Run(path=tmp_path, total_steps=20)
+    for first in (5, 0):
+        with pytest.raises(DivergedError, match="step 8: the loss has risen"):
+            train(State.begin(tiny_bert(), settings), RisesAt(first), batches(), settings, run)
+        assert (tmp_path / "checkpoints" / "last").read_text() == "step-00000007"
+
+
 def test_budgets():
     assert Training(tokens=81920).fixed_steps(7) == 10
     assert Training(tokens=81920).fixed_steps(7, 7 * 4096) == 20  # batches are not full

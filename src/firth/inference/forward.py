@@ -1,6 +1,7 @@
 """Running a model over many texts: windows, length order, small batches."""
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,13 +40,16 @@ def up_to_date(owner: object, name: str, model: nn.Module, make: Callable[[], T]
     """What was made of a model's weights and is kept with `owner`; anew once they have changed.
 
     Every change in place counts, such as an optimizer's step (not one behind autograd's back, by
-    `.data`).
+    `.data`), and every other parameter in the place of one.
     """
-    version = sum(0 if p.is_inference() else p._version for p in model.parameters())
-    kept = vars(owner).get(name)
-    if kept is None or kept[0] != version:
-        kept = vars(owner)[name] = (version, make())
-    return kept[1]
+    weights = list(model.parameters())
+    versions = [0 if p.is_inference() else p._version for p in weights]
+    known, since, made = vars(owner).get(name, ([], [], None))
+    same = len(known) == len(weights) and all(map(operator.is_, known, weights))
+    if made is None or not same or since != versions:
+        made = make()
+        vars(owner)[name] = (weights, versions, made)
+    return made
 
 
 @dataclass(frozen=True)

@@ -140,5 +140,9 @@ def end_tokens(directory: Path, vocabulary: Vocabulary) -> dict[str, list[int]]:
 def _same(ours: GeneratorConfig, theirs: GeneratorConfig) -> bool:
     """Whether the shapes are the same, up to how weights begin, which their settings do not say."""
     if isinstance(ours, GPTConfig) and isinstance(theirs, GPTConfig):
+        ours, theirs = (
+            replace(one, num_groups=one.num_groups or one.num_heads, head_size=one.size_of_head)
+            for one in (ours, theirs)
+        )
         return replace(ours, output_init=theirs.output_init) == theirs
     return ours == theirs

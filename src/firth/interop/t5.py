@@ -48,6 +48,9 @@ _FEED_FORWARD: dict[str, dict[str, Any]] = {
 }
 """Their `feed_forward_proj`: that of v1.0, of v1.1, and one of later models."""
 
+_ACTIVATIONS = {"relu": "relu", "gated-gelu": "gelu_new", "gated-silu": "silu"}
+"""What `transformers` makes of it; a file that names another `dense_act_fn` is heeded there."""
+
 _SHAPE: dict[str, Any] = {
     "norm": "pre",
     "norm_kind": "rms",
@@ -149,6 +152,13 @@ def config_from_t5(
         raise UnsupportedError(
             f"{where}: feed_forward_proj is {form!r}; supported: {', '.join(_FEED_FORWARD)}"
         )
+    implied = {"dense_act_fn": _ACTIVATIONS[form], "is_gated_act": _FEED_FORWARD[form]["gated"]}
+    for key, value in implied.items():
+        if settings.get(key, value) != value:
+            raise UnsupportedError(
+                f"{where}: {key} is {settings[key]!r} beside feed_forward_proj {form!r}, which is "
+                f"supported with {value!r} alone"
+            )
     if settings.get("tie_word_embeddings") is False and "lm_head.weight" not in tensors:
         raise CheckpointError(
             f"{where}: the settings say that the output matrix is one of its own, and there is no "
@@ -159,7 +169,9 @@ def config_from_t5(
         fields["num_decoder_layers"] = None
     if fields["head_size"] * fields["num_heads"] == fields["hidden_size"]:
         fields["head_size"] = None
-    scaled = settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings", True))
+    scaled = settings.get("scale_decoder_outputs")
+    if scaled is None:
+        scaled = settings.get("tie_word_embeddings") is not False
     return EncoderDecoderConfig(
         **{**_SHAPE, **_FEED_FORWARD[form], **fields},
         max_length=settings.get("n_positions", 512),

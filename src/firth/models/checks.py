@@ -12,7 +12,6 @@ _SIZES = (
     "num_groups",
     "head_size",
     "intermediate_size",
-    "max_length",
     "global_every",
     "embedding_size",
     "output_size",
@@ -37,7 +36,7 @@ _POSITIVE = ("rotary_base", "rotary_base_global", "norm_eps")
 
 def check_shape(config: object, rates: Iterable[tuple[str, float]] | None = None) -> None:
     """Refuses sizes below 1, counts below 0, scales that are not positive, and rates of dropout
-    that are no share.
+    that are no share; and sequences of one token, which nothing follows.
 
     Args:
         config: of a model.
@@ -48,7 +47,7 @@ def check_shape(config: object, rates: Iterable[tuple[str, float]] | None = None
     """
     check_types(config)
     settings = {name: value for name, value in vars(config).items() if value is not None}
-    for names, least in ((_SIZES, 1), (_COUNTS, 0)):
+    for names, least in ((_SIZES, 1), (("max_length",), 2), (_COUNTS, 0)):
         for name in names:
             if settings.get(name, least) < least:
                 raise ConfigError(f"{name} is {settings[name]}, expected at least {least}")

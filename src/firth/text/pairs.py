@@ -41,8 +41,8 @@ class Lines:
         digest = hashlib.blake2b(digest_size=16)
         for index, text in enumerate(self.texts):
             utf8_size(text, index)
-            digest.update(text.encode())
-            digest.update(b"\0")
+            whole = text.encode()
+            digest.update(b"%d " % len(whole) + whole)
         return digest.hexdigest()
 
 

@@ -75,7 +75,8 @@ class StreamedSequences:
                 "data.max_length"
             )
         self.tokens_per_epoch = self.span * streams
-        self.steps_per_epoch = max(1, round(self.span / (length * (0.975 if vary else 1.0))))
+        steps = round(self.span / (length * (0.975 if vary else 1.0)))
+        self.steps_per_epoch = min(self.span, max(1, steps))
         # Two epochs: loader threads may look past the end of the current one.
         self._borders = lru_cache(maxsize=2)(self._draw_borders)
 
@@ -124,4 +125,7 @@ class StreamedSequences:
             base = np.where(rng.random(count) < 0.95, self.length, self.length / 2)
             lengths = np.maximum(5.0, rng.normal(base, 5.0))
         ends = np.round(np.cumsum(lengths) * (self.span / lengths.sum())).astype(np.int64)
+        place = np.arange(1, count + 1)  # no stretch is empty, however short they are
+        ends = np.maximum.accumulate(np.maximum(ends - place, 0)) + place
+        ends = np.minimum(ends, self.span - count + place)
         return np.concatenate([[0], ends])

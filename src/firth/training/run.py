@@ -66,6 +66,7 @@ class Watch:
 
     unigram_entropy: float | None
     smoothed: float = math.nan
+    """Running mean of the loss; it and the lowest are kept in checkpoints."""
     lowest: float = math.inf
     warned: bool = False
 
@@ -156,7 +157,7 @@ def _consume(
     tracker: Tracker | None,
     record: dict[str, Any],
 ) -> None:
-    watch = Watch(run.unigram_entropy)
+    watch = Watch(run.unigram_entropy, record["smoothed_loss"], record["lowest_loss"])
     device = next(state.model.parameters()).device
     begin, before = time.perf_counter(), record["seconds"]
     window: list[Step] = []
@@ -165,6 +166,7 @@ def _consume(
             state, objective, batches, training, total_steps=run.total_steps, ranks=run.ranks
         ):
             watch.see(step, run.total_steps)
+            record |= {"smoothed_loss": watch.smoothed, "lowest_loss": watch.lowest}
             window.append(step)
             record["seconds"] = before + time.perf_counter() - begin
             last = step.step == run.total_steps
@@ -186,11 +188,12 @@ def _consume(
 
 
 def _resume(state: State, run: Run) -> dict[str, Any]:
-    record = {"best_loss": math.inf, "valid_loss": None, "seconds": 0.0}
+    record: dict[str, Any] = {"best_loss": math.inf, "valid_loss": None, "seconds": 0.0}
+    record |= {"smoothed_loss": math.nan, "lowest_loss": math.inf}
     path = checkpoint.find(run.path)
     if path is not None:
-        record |= checkpoint.restore(path, state)
-        record = {key: record[key] for key in ("best_loss", "valid_loss", "seconds")}
+        found = checkpoint.restore(path, state)
+        record |= {key: value for key, value in found.items() if key in record}
         logger.info("resuming from step %d of %d", state.step, run.total_steps)
     return record
 
