@@ -223,11 +223,7 @@ def penalised(scores: Tensor, history: Iterable[np.ndarray], penalty: float) -> 
 
 
 _STEPS_ALIKE = 3
-"""Steps of as many rows before weights are laid out for them, which costs about as much as these.
-"""
-
-
-_ALL = slice(None)
+"""Steps of as many rows before weights are laid out for them, which costs as much as one."""
 
 
 class Reader:
@@ -273,9 +269,10 @@ class Reader:
         if self.step is not None:
             self._take(self.step, tokens, self.cache)
         else:
-            self._take(self._modules, Batch(input_ids=tokens, starts=torch.arange(len(rows) + 1)))
+            batch = Batch(input_ids=tokens, starts=torch.arange(len(rows) + 1))
+            self._take(self._modules, batch, slice(None))
 
-    def _modules(self, batch: Batch, at: Tensor | slice = _ALL) -> Tensor:
+    def _modules(self, batch: Batch, at: Tensor | slice) -> Tensor:
         """The scores after the tokens at `at`."""
         engine = self.engine
         states = engine.model(batch.to(engine.device), cache=self.cache).last[at]

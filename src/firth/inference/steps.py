@@ -2,7 +2,7 @@
 
 A step of one token is a hundred small calls, and what the modules do around them, for training's
 sake, takes about as long as they do. Of a few rows, MKL copies a matrix into blocks whenever it
-multiplies, which is most of the work. `benchmarks/bench_generation.py` measures both.
+multiplies, which is much of the work. `benchmarks/bench_generation.py` measures both.
 """
 
 from collections.abc import Callable
@@ -156,7 +156,7 @@ def _attention(attention: SelfAttention, rows: int | None) -> _Sublayer:
 
     def sublayer(x: Tensor, own: LayerCache, seen: _Seen) -> Tensor:
         columns = attention.placed(qkv(x).view(len(x), -1, size), seen.rotary)
-        return out(own.add(columns, how, seen.distances).flatten(1))
+        return out(own.attend_next(columns, how, seen.distances).flatten(1))
 
     return sublayer
 

@@ -122,9 +122,9 @@ class LayerCache:
             assert self.whole.own is not None
             self.own = Columns(beside, self.whole.own, self.whole.room)
             return attend(own, layout, how, distances=distances)
-        return self.add(own, how, distances)
+        return self.attend_next(own, how, distances)
 
-    def add(self, own: Tensor, how: Scores, distances: Tensor | None) -> Tensor:
+    def attend_next(self, own: Tensor, how: Scores, distances: Tensor | None) -> Tensor:
         """The same for one more token of each sequence, (B, H + 2G, K) to (B, H, K)."""
         assert self.own is not None
         self.own.add(own[:, how.num_heads :])
