@@ -18,6 +18,7 @@ import pytest
 import firth
 from firth.adaptation import ADAPTATIONS
 from firth.cli import VERBS, main
+from firth.cli.pretrain import resume_hint
 from firth.config import read_toml
 from firth.errors import DataError
 from firth.protocols import Example
@@ -325,6 +326,36 @@ def test_a_dash_is_stdin_for_blanks_and_prompts(tiny_run, tables, said, papers, 
     _, expected, _ = said("generate", tables / "gpt", "The tide", "We", "--max-tokens", 3)
     given("The tide\nWe\n")
     assert said("generate", tables / "gpt", "-", "--max-tokens", 3)[1] == expected
+    given("The tide\n")
+    monkeypatch.setattr(
+        "firth.api.language_model.LanguageModel.generate",
+        lambda _lm, texts, **_how: [SimpleNamespace(text=f"{text}\nrises") for text in texts],
+    )
+    assert said("generate", tables / "gpt", "-", "--max-tokens", 3)[1] == "The tide rises\n"
+
+
+def test_the_first_of_several_processes_speaks_for_all(said, tables, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    command = ("pretrain", "bert", "-o", tables / "run", "--steps", 1)
+    code, _, err = said(*command, tables / "a.txt", "--data.packing", "none")
+    assert (code, err) == (2, "")
+    code, _, err = said(*command, tables / "none.txt")  # a file that this process alone may lack
+    assert (code, "none.txt" in err) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("world", "local", "start"),
+    [
+        ("1", "1", "firth pretrain"),
+        ("4", "4", "torchrun --nproc-per-node 4 -m firth.cli pretrain"),
+        ("8", "4", "torchrun --nnodes 2 --nproc-per-node 4 -m firth.cli pretrain"),
+    ],
+)
+def test_the_line_that_resumes_can_be_run(world, local, start, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    hint = resume_hint(["bert", "my text.txt", "-o", "run"])
+    assert hint == f"{start} bert 'my text.txt' -o run"
 
 
 def test_a_file_of_any_name_is_lines(tiny_run, tables, said):

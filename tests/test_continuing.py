@@ -116,13 +116,13 @@ def test_what_is_given_is_checked_before_anything_is_written(tiny_run, corpus, t
     recipe = firth.recipe("bert", size="tiny").with_settings(QUICK)
     start = firth.load(tiny_run)
     other = firth.Tokenizer.train(["another vocabulary"] * 9, vocab_size=60)
-    words = firth.recipe("word2vec", size="tiny").with_settings({"training.epochs": 1})
+    words = firth.recipe("fasttext", size="tiny").with_settings({"training.epochs": 1})
     for chosen, given, message in (
         (recipe, {"start": tiny_run}, "expected a language model"),
         (recipe, {"tokenizer": str(tiny_run)}, "expected a firth.Tokenizer"),
         (recipe, {"start": start, "tokenizer": other}, "is not that of"),
-        (words, {"tokenizer": start.tokenizer}, "of whole words"),
-        (firth.recipe("elmo", size="tiny"), {"tokenizer": start.tokenizer}, "of whole words"),
+        (words, {"tokenizer": start.tokenizer}, "spells whole words"),
+        (firth.recipe("elmo", size="tiny"), {"tokenizer": start.tokenizer}, "spells whole words"),
     ):
         with pytest.raises(ConfigError, match=message):
             firth.pretrain(chosen, corpus, tmp_path / "run", **given)

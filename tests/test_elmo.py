@@ -145,6 +145,19 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         firth.load(tmp_path)
 
 
+def test_a_file_of_more_than_its_options_say_is_refused(tmp_path):
+    """Its first layers alone would give vectors that are those of no model."""
+    write_elmo(tmp_path, small_elmo())
+    text = (tmp_path / "options.json").read_text()
+    for part, name in (("lstm", "n_layers"), ("char_cnn", "n_highway"), ("char_cnn", "filters")):
+        options = json.loads(text)
+        less = options[part][name]
+        options[part][name] = less[:-1] if name == "filters" else less - 1
+        (tmp_path / "options.json").write_text(json.dumps(options))
+        with pytest.raises(CheckpointError, match=f"one more than options.json says .{name} is"):
+            firth.load(tmp_path)
+
+
 def test_damaged_files_are_named(tmp_path):
     write_elmo(tmp_path, small_elmo())
     path = tmp_path / "weights.hdf5"

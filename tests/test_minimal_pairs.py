@@ -515,6 +515,25 @@ def test_evaluate_a_suite_on_the_command_line(tiny_run, tmp_path):
     assert details["suite"] == "pairs"
 
 
+def test_ties_are_counted(tiny_run, tmp_path):
+    (tmp_path / "same.tsv").write_text("good\tbad\na b\ta b\nWe parse.\tWe parses.\n")
+    out = good("evaluate", tiny_run, tmp_path / "same.tsv", "--suite", "pairs")
+    assert "ties\t1 pairs have two sentences of one score, and count half" in out
+    lm = firth.load(tiny_run)
+    found = lm.minimal_pairs(tmp_path / "same.tsv", suite="pairs")
+    assert found.details["paradigms"]["same"]["ties"] == 1
+
+
+def test_files_of_one_name_are_paradigms_of_their_own(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "simple.tsv").write_text(f"good\tbad\n{folder}\tx\n")
+    (tmp_path / "b" / "other.tsv").write_text("good\tbad\ny\tx\n")
+    pairs = read_suite(tmp_path, suite="pairs")
+    names = ["a/simple", "other", "b/simple"]
+    assert [one.paradigm for one in pairs] == [one.field for one in pairs] == names
+
+
 def test_a_decoder_without_its_text_has_no_baselines(tiny_gpt, tmp_path):
     tiny_gpt.save(tmp_path / "gpt")
     path = write_pairs(tmp_path / "pairs.tsv")

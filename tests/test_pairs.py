@@ -219,6 +219,29 @@ def test_bleu_on_the_command_line(transformer_run, spelled, tmp_path):
     assert "2 beams" in report["details"]["method"]
 
 
+def test_rows_stay_aligned_in_what_is_written(transformer_run, tmp_path):
+    """An empty source is written as an empty line; one that is empty on both sides is no pair."""
+    pytest.importorskip("sacrebleu")
+    source, target, out = (tmp_path / name for name in ("a.txt", "b.txt", "out.txt"))
+    source.write_text("ay bee\n\n\nsee ay\n")
+    target.write_text("dee see\n\nsee\nsee ay\n")
+    files = (source, "--target", target, "--outputs", out)
+    result = run("evaluate", transformer_run, *files, "--json", "--max-tokens", 1)
+    assert result.code == 0, result.err
+    lines = out.read_text().split("\n")
+    assert (len(lines), lines[1:3], lines[4]) == (5, ["", ""], "")
+    assert len(lines[0].split()) == len(lines[3].split()) == 1
+    report = json.loads(result.out)
+    assert report["num_examples"] == 3
+    assert report["details"]["method"] == "greedy, at most 1 tokens"
+    for said in ("1 pairs are empty on both", "1 sources are empty", "2 texts end at --max-tokens"):
+        assert said in result.err
+    source.write_text("ay bee\n" + "ay " * 30 + "\n\nsee ay\n")
+    long = run("evaluate", transformer_run, *files, "--overwrite")
+    assert long.code == 3
+    assert f"{source}: row 2: 32 tokens, and the model's window is 24" in long.err
+
+
 def test_texts_and_pairs_are_not_confused(tmp_path, spelled, papers):
     pairs = ParallelCorpus.from_files(spelled / "train.a", spelled / "train.b")
     with pytest.raises(ConfigError, match="learns from plain text, and this corpus is pairs"):

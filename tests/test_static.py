@@ -408,7 +408,7 @@ def test_two_threads_learn_as_well(corpus, tmp_path):
         ("word2vec", {"objective.window": 0}, "window 0"),
         ("word2vec", {"training.epochs": None}, "no budget; give one of steps"),
         ("word2vec", {"objective.subsample": -1.0}, "subsample"),
-        ("word2vec", {"tokenizer.kind": "bpe"}, "whole words"),
+        ("fasttext", {"tokenizer.kind": "bpe"}, "whole words"),
         ("word2vec", {"objective.type": "MaskedLM"}, "trains BertConfig"),
         ("bert", {"objective.type": "SkipGram"}, "StaticConfig"),
         ("fasttext", {"objective.type": "CBOW"}, "n-grams are learned by SkipGram"),
@@ -423,6 +423,17 @@ def test_settings_that_do_not_fit_are_refused(name, settings, found, corpus, tmp
         firth.pretrain(
             firth.recipe(name, size="tiny").with_settings(settings), corpus, tmp_path / "run"
         )
+
+
+def test_text_without_neighbours_gives_no_model(tmp_path, one_thread):
+    """The random vectors that training began with would look like a result."""
+    alone = firth.Corpus.from_texts(["cat", "dog"] * 20)
+    with pytest.raises(DataError, match="none stands near another"):
+        firth.pretrain(quick("word2vec"), alone, tmp_path / "run", valid=alone)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    once = firth.Corpus.from_texts(["every word here occurs once only today"])
+    with pytest.raises(DataError, match=r"no word .* occurs 2 times"):
+        firth.pretrain(quick("word2vec"), once, tmp_path / "once", valid=once)
 
 
 def test_a_budget_of_tokens(corpus, tmp_path):

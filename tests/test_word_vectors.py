@@ -75,7 +75,12 @@ def test_files_of_glove_have_no_first_line(tmp_path):
         ("v.vec", b"", "no word vectors"),
         ("v.bin", b"2 3\nthe " + bytes(12), "ends after 1 of 2"),
         ("v.bin", b"99999999999 300\nthe " + bytes(12), "ends after 0 of 99,999,999,999"),
-        ("v.bin", b"1 0\nthe ", "without dimensions"),
+        ("v.bin", b"1 0\nthe ", "of 0 dimensions"),
+        ("v.bin", b"1 99999999999999999999\nthe ", "of 99999999999999999999 dimensions"),
+        ("v.vec", b"1 99999999999999999999\nthe 1\n", "of 99999999999999999999 dimensions"),
+        ("v.vec", b"2 2\na 1 0 2\nb 0 1 1\n", "line 2 is 'a 1 0 2'; expected a word and 2"),
+        ("v.txt", b"a 1 0\nb 0 1 5\n", "line 2"),
+        ("v.bin", b"1 1\na " + bytes(4) + b"\nb " + bytes(4) + b"\n", "7 bytes follow the 1 words"),
         ("v.bin", b"hello\n", "numbers of words and dimensions"),
     ],
 )
@@ -83,6 +88,44 @@ def test_damaged_files_are_refused(name, content, found, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=found):
         read_word_vectors(tmp_path / name)
+
+
+def test_what_is_no_word_is_left_out(tmp_path, caplog):
+    """The program word2vec cuts long words within a letter; others write an empty one."""
+    rows = [(b"caf\xe9", 1.0), (b"caf\xe8", 2.0), (b"tea", 3.0)]
+    data = b"".join(word + b" " + np.float32(x).tobytes() + b"\n" for word, x in rows)
+    (tmp_path / "v.BIN").write_bytes(b"3 1\n" + data)
+    words, found = read_word_vectors(tmp_path / "v.BIN")
+    assert (words, found.tolist()) == (["tea"], [[3.0]])
+    assert "2 words are empty or not UTF-8" in caplog.text
+    (tmp_path / "v.vec").write_text("2 2\n 1 0\nb 0 1\n")
+    lm = firth.load(tmp_path / "v.vec")
+    assert lm.save_word_vectors(tmp_path / "o.vec") == 1
+    (tmp_path / "spaces.vec").write_text("a b 1 0\nc d 0 1\n")
+    with pytest.raises(DataError, match="no word to write"):
+        firth.load(tmp_path / "spaces.vec").save_word_vectors(tmp_path / "o.vec")
+
+
+def test_a_text_that_begins_with_an_empty_line_is_not_replaced(tmp_path, vectors):
+    write_word_vectors(tmp_path / "v.vec", WORDS, vectors)
+    lm = firth.load(tmp_path / "v.vec")
+    diary = "\nDiary\n\nmany lines\n"
+    (tmp_path / "notes.txt").write_text(diary)
+    with pytest.raises(ConfigError, match="holds no word vectors"):
+        lm.save_word_vectors(tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == diary
+    (tmp_path / "empty.txt").touch()
+    assert lm.save_word_vectors(tmp_path / "empty.txt") == len(WORDS)
+
+
+def test_a_word_without_a_vector_is_no_answer():
+    target = np.array([[-1, 0.1], [-0.9, -0.2], [0, 0]])
+    source = np.array([[1, 0], [0.9, 0.1]])
+    for csls in (0, 2):
+        assert 2 not in translate(source, target, csls=csls)
+    assert translate(source, target, csls=0).tolist() == [1, 0]
+    found = nearest_words(["a", "b", "none"], target, source[0], top_k=3)
+    assert [word for word, _ in found] == ["b", "a"]
 
 
 def test_other_files_are_refused(tmp_path):

@@ -377,11 +377,11 @@ class LanguageModel:
             ConfigError: for a string in place of a list, or a text that is too long.
         """
         encodings = self.tokenizer.encode_batch(texts)
-        longest = max((len(e.ids) for e in encodings), default=0)
-        if whole and longest > self.max_length:
+        longer = (n for n, e in enumerate(encodings, 1) if len(e.ids) > self.max_length)
+        if whole and (n := next(longer, None)) is not None:
             raise ConfigError(
-                f"a text has {longest} tokens and the model's window is {self.max_length}; cut it, "
-                "or use embed, which reads long texts in overlapping windows"
+                f"text {n} has {len(encodings[n - 1].ids)} tokens and the model's window is "
+                f"{self.max_length}; cut it (embed reads long texts in overlapping windows)"
             )
         return encodings
 

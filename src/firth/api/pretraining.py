@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from firth.api.continuing import check_given, copy_weights, own_tokenizer
+from firth.api.continuing import Given, check_given, own_tokenizer, tokenizer_beside
 from firth.api.language_model import LanguageModel, show_words
 from firth.api.model_card import is_recurrent, keep_card, model_card
-from firth.api.neighbours import weights_hash
 from firth.api.run_directory import (
     begin,
     finished_without_checkpoints,
@@ -76,6 +75,7 @@ def pretrain(
     valid: AnyCorpus | None = None,
     tokenizer: Tokenizer | None = None,
     start: LanguageModel | None = None,
+    vectors: LanguageModel | None = None,
     device: str = "auto",
     tensorboard: bool = False,
     resume_hint: str = "call pretrain again with the same arguments",
@@ -90,6 +90,8 @@ def pretrain(
         tokenizer: an existing one instead of one trained on the corpus.
         start: a trained model to go on from, with its tokenizer and shape; of the recipe's model
             the dropouts count.
+        vectors: word vectors that the tokens begin with, in place of random ones; those of pieces
+            of words have a tokenizer, which is the run's.
         device: "auto", "cpu", "cuda", ...
         tensorboard: also write TensorBoard files (extra `track`).
         resume_hint: what to tell the user after an interruption.
@@ -99,7 +101,7 @@ def pretrain(
 
     Raises:
         ConfigError: if `output` holds a run with other settings, another process trains there, the
-            recipe has no budget, or `tokenizer` is not one for this recipe, or this start.
+            recipe has no budget, or `tokenizer`, `start` or `vectors` do not suit it or each other.
         DataError: if the corpus cannot be read, or is not the one that the run was begun with.
         DivergedError: if training breaks down.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
@@ -111,18 +113,21 @@ def pretrain(
         name = str(start.path or "a model in memory")
         recipe = recipe.started_from(start.model.config, name, start.max_length)
         tokenizer = own_tokenizer(start, name, tokenizer)
+    if vectors is not None:
+        tokenizer = tokenizer_beside(vectors, recipe, start, tokenizer)
+        recipe = replace(recipe, vectors=str(vectors.path or "words in memory"))
+    given = Given(start, tokenizer, vectors)
     check_text(recipe, corpus, valid)
     if isinstance(recipe.objective, WordContext):
         check_word_vectors(recipe, corpus)
     ranks, torch_device = _join(recipe, device)
     with only_writer(run) if ranks.first else nullcontext():
         if ranks.first:
-            origin = start and weights_hash(start.model)  # as they are now
-            _prepare(run, recipe, corpus, valid, tokenizer, origin)
+            _prepare(run, recipe, corpus, valid, given)
         wait(ranks)
         if not finished_without_checkpoints(run):
             with undisturbed(torch_device):
-                _train(run, _How(ranks, torch_device, tensorboard, resume_hint, start))
+                _train(run, _How(ranks, torch_device, tensorboard, resume_hint, given))
     leave()
     loaded = load_model(run)  # the averaged weights, where they are kept
     return LanguageModel(
@@ -148,16 +153,15 @@ def _prepare(
     recipe: Recipe,
     corpus: AnyCorpus,
     valid: AnyCorpus | None,
-    tokenizer: Tokenizer | None,
-    origin: str | None,
+    given: Given,
 ) -> None:
     """Tokenizer, shards and the resolved recipe: whatever is not there yet."""
     if split := valid is None:
         corpus, valid = corpus.split(valid=recipe.data.valid, seed=recipe.training.seed)
     corpora: dict[str, AnyCorpus] = {"train": corpus, "valid": valid}
     refuse_foreign(run, corpora)
-    begun = begin(run, recipe, corpora, origin, tokenizer and tokenizer.content_hash)
-    tokenizer = _tokenizer(run, recipe, (corpus, valid), tokenizer)
+    begun = begin(run, recipe, corpora, given.hashes())
+    tokenizer = _tokenizer(run, recipe, (corpus, valid), given.tokenizer)
     segments = recipe.model.num_segments > 1
     tokenizer.save(run, model_max_length=recipe.max_length, segments=segments)
     find = _annotator(recipe, corpus)
@@ -235,7 +239,7 @@ class _How:
     device: torch.device
     tensorboard: bool
     resume_hint: str
-    start: LanguageModel | None
+    given: Given
 
 
 def _fix_steps(run: Path, recipe: Recipe, text: dict[str, TrainingText], how: _How) -> Recipe:
@@ -286,8 +290,7 @@ def _train_network(run: Path, recipe: Recipe, text: dict[str, TrainingText], how
     assert training.steps is not None
     packed = text["train"].batches(recipe, vocabulary, training.seed)
     model = _new_model(recipe, tokenizer, how.device)
-    if how.start is not None:
-        copy_weights(how.start.model, model)
+    how.given.put_into(model, tokenizer)
     if how.ranks.first:
         _announce(recipe, model, packed.steps_per_epoch, how.device)
 

@@ -5,6 +5,7 @@ RUN/recipe.json  "requested": the recipe as it was asked for
                  "text": a hash of each part of the text, and of the file of spans
                  "start": a hash of the weights that it goes on from, if there are any
                  "tokenizer": a hash of the one that was given, if one was
+                 "vectors": a hash of the word vectors that its tokens began with, if there were any
 """
 
 import json
@@ -89,8 +90,7 @@ def begin(
     run: Path,
     recipe: Recipe,
     corpora: Mapping[str, AnyCorpus],
-    origin: str | None = None,
-    tokenizer: str | None = None,
+    given: Mapping[str, str | None],
 ) -> bool:
     """Puts on record what is asked for, or compares it with the record that is there.
 
@@ -101,8 +101,7 @@ def begin(
         run: the directory.
         recipe: as it is asked for.
         corpora: the parts of the text.
-        origin: a hash of the weights to go on from. Under which name they lie does not matter.
-        tokenizer: a hash of the one that is given.
+        given: a hash of each thing beside the text: "start", "tokenizer" and "vectors".
 
     Returns:
         Whether all is there that training needs, for these settings and this text.
@@ -119,16 +118,18 @@ def begin(
     }
     if Path(recipe.data.spans).is_file():
         text["spans"] = digest_file(Path(recipe.data.spans)).hex()
-    asked = {"requested": requested, "text": text, "start": origin, "tokenizer": tokenizer}
+    asked = {"requested": requested, "text": text, **given}
     record = read_json(run / _RECORD) if (run / _RECORD).is_file() else None
     learned = any((run / name).is_file() for name in ("checkpoints/last", "model.safetensors"))
     if record is not None and (learned or _same(record, asked)):
         _refuse_other_settings(run, record["requested"], requested)
-        if record.get("start", origin) != origin:
-            raise ConfigError(
-                f"{run} holds a run that went on from other weights than {recipe.start} has; give "
-                "the model it was started from to resume it, or choose another directory with -o"
-            )
+        for origin in ("start", "vectors"):
+            if record.get(origin, given[origin]) != given[origin]:
+                other = getattr(recipe, origin)
+                raise ConfigError(
+                    f"{run} holds a run that went on from other weights than {other} has; give the "
+                    f"{origin} it was begun with to resume it, or choose another directory with -o"
+                )
         _refuse_other_text(run, record.get("text", text), text)
         return record["recipe"] is not None
     if record is not None and not _same(_of_text(record), _of_text(asked)):
@@ -157,8 +158,9 @@ def _refuse_other_settings(run: Path, recorded: Any, requested: Any) -> None:
     # Settings that came after the run was begun have their defaults.
     asked = from_dict(Recipe, recorded, where=str(run / _RECORD))
     before = json.loads(json.dumps(to_dict(asked)))
-    if None not in (requested["start"], before["start"]):  # known by its weights
-        before["start"] = requested["start"]
+    for origin in ("start", "vectors"):
+        if None not in (requested[origin], before[origin]):  # known by its weights
+            before[origin] = requested[origin]
     if requested != before:
         raise ConfigError(
             f"{run} holds a run with other settings ({', '.join(_differences(requested, before))});"

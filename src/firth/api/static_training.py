@@ -22,10 +22,10 @@ from firth.api.model_card import keep_card
 from firth.api.training_text import AnyCorpus, TrainingText
 from firth.atomic import need_space, write_directory, write_text
 from firth.device import peak_memory
-from firth.errors import CheckpointError, ConfigError, DivergedError, Interrupted
+from firth.errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
 from firth.interop.huggingface import save_model
 from firth.models import Static, StaticConfig
-from firth.objectives import GloVe
+from firth.objectives import CBOW, GloVe
 from firth.recipes import Recipe
 from firth.text.languages import MultilingualCorpus
 from firth.text.shards import Shards
@@ -82,6 +82,7 @@ def train_static(
 
     Raises:
         DivergedError: if the loss is no finite number.
+        DataError: if no word stands near another.
         Interrupted: after Ctrl-C or SIGTERM, once the stretch in progress is learned and all saved.
     """
     source = text["train"].shards
@@ -118,6 +119,12 @@ def train_static(
         _epochs(job, learning, state, tracker)
     finally:
         tracker.close()
+    if isinstance(learning, NegativeSampling) and not learning.learned:
+        raise DataError(
+            "no word was learned: none stands near another (is each text a single word?), or "
+            f"objective.subsample ({recipe.objective.subsample:g}) leaves none; give other text, "  # type: ignore[union-attr]
+            "or set it to 0"
+        )
     _export(job, learning, tokenizer)
 
 
@@ -140,10 +147,10 @@ def check_word_vectors(recipe: Recipe, corpus: AnyCorpus) -> None:
             "(firth.inference.bilingual)"
         )
     glove, outputs = isinstance(recipe.objective, GloVe), recipe.model.outputs  # type: ignore[union-attr]
-    if recipe.tokenizer.kind not in ("word", "whitespace"):
+    if recipe.tokenizer.kind not in ("word", "whitespace") and recipe.model.buckets:  # type: ignore[union-attr]
         raise ConfigError(
-            f"tokenizer.kind is {recipe.tokenizer.kind!r}; word vectors are of whole words: set it "
-            "to word or whitespace"
+            f"tokenizer.kind is {recipe.tokenizer.kind!r}; n-grams are of whole words: set it to "
+            "word or whitespace, or model.buckets to 0"
         )
     if glove and (outputs or recipe.model.buckets):  # type: ignore[union-attr]
         raise ConfigError(
@@ -153,6 +160,11 @@ def check_word_vectors(recipe: Recipe, corpus: AnyCorpus) -> None:
     if glove and recipe.training.tokens is not None:
         raise ConfigError(
             "GloVe goes through the counted pairs, not through tokens; give --epochs or --minutes"
+        )
+    if isinstance(recipe.objective, CBOW) and recipe.model.buckets:  # type: ignore[union-attr]
+        raise ConfigError(
+            "n-grams are learned by SkipGram; set model.buckets to 0 for CBOW, or objective.type "
+            "to SkipGram"
         )
     if recipe.training.accumulation != 1 or recipe.data.packing != "documents":
         raise ConfigError(

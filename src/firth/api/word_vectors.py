@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from firth.errors import ConfigError, UnsupportedError
+from firth.errors import ConfigError, DataError, UnsupportedError
 from firth.interop.word_vectors import (
     SUFFIXES,
     begins_as_vectors,
@@ -69,9 +69,10 @@ def save_word_vectors(lm: LanguageModel, path: str | Path) -> int:
 
     Raises:
         ConfigError: for a name that does not say a format, or that of another file.
+        DataError: if there is no word to write.
         UnsupportedError: for a model whose vectors depend on the context.
     """
-    if Path(path).suffix not in SUFFIXES:
+    if Path(path).suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{path}: expected a name in .vec or .txt (text) or .bin (binary)")
     if Path(path).is_file() and not begins_as_vectors(Path(path)):
         raise ConfigError(
@@ -79,6 +80,8 @@ def save_word_vectors(lm: LanguageModel, path: str | Path) -> int:
         )
     words, vectors = vocabulary_vectors(lm)
     whole = [row for row, word in enumerate(words) if not any(map(str.isspace, word))]
+    if not whole:
+        raise DataError(f"{path}: there is no word to write")
     if len(whole) < len(words):
         logger.warning(
             "%s: %d words with white space in them are left out", path, len(words) - len(whole)

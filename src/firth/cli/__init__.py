@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from firth.config import suggest
-from firth.errors import FirthError
+from firth.errors import ConfigError, FirthError, Interrupted
 
 VERBS = {
     "pretrain": ("firth.cli.pretrain", "train a language model on your text, or resume"),
@@ -101,7 +101,8 @@ def _run(verb: str, arguments: list[str]) -> int:
         sys.stdout.flush()
         return 0
     except FirthError as error:
-        print(f"firth {verb}: {error}", file=sys.stderr)
+        if _first_process() or not isinstance(error, ConfigError | Interrupted):
+            print(f"firth {verb}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"firth {verb}: interrupted", file=sys.stderr)
@@ -111,6 +112,11 @@ def _run(verb: str, arguments: list[str]) -> int:
             raise
         print(f"firth {verb}: out of memory; try a smaller batch or model", file=sys.stderr)
         return 5
+
+
+def _first_process() -> bool:
+    """Whether this is the one of several processes (torchrun) that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -129,7 +135,7 @@ def _logging_to_stderr() -> Iterator[None]:
         handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
     logger.addHandler(handler)
     level = logger.level
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if _first_process() else logging.ERROR)
     try:
         yield
     finally:

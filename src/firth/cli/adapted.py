@@ -78,6 +78,8 @@ class Evaluate:
     """With --target: hypotheses kept at each step."""
     length_penalty: float = 1.0
     """With --target and several beams: ranks by log P / length^penalty."""
+    max_tokens: int = 256
+    """With --target: the most that is written for a line."""
     outputs: str | None = None
     """With --target: a file for what the model wrote."""
     overwrite: bool = False
@@ -91,7 +93,7 @@ class Evaluate:
     """With --suite, of a masked model: hide the rest of a token's word too (Kauf & Ivanova
     2023)."""
     pseudo: bool = False
-    """With --suite, of a hybrid model: score by filling blanks instead of left to right."""
+    """With --suite, of a hybrid model or ELMo: score by filling blanks instead of left to right."""
     device: Device = "auto"
     json: bool = False
     """Print one JSON object, with the details."""

@@ -13,6 +13,7 @@ import tyro
 
 from firth.api import LanguageModel
 from firth.api.neighbours import Neighbours, check_one_word, marked_word
+from firth.api.word_vectors import vocabulary_vectors
 from firth.cli.models import language_model
 from firth.cli.options import Device, Model, parse
 from firth.errors import ConfigError
@@ -85,7 +86,11 @@ def neighbours(arguments: Sequence[str]) -> None:
         raise ConfigError('no text was given: firth neighbours RUN TEXTS "open a [bank] account"')
     marked = [_word(text) for text in options.texts]
     model = language_model(options.model, device=options.device)
+    if options.top_k < 1:
+        raise ConfigError(f"--top-k is {options.top_k}; expected at least 1")
     static = options.static and language_model(options.static, device=options.device)
+    if static:
+        vocabulary_vectors(static)  # refuses a model of another kind before the text is read
     for text in options.texts if options.same_word else ():
         check_one_word(model, text.split() if options.split else text)
     with tempfile.TemporaryDirectory(prefix="firth-") as scratch:
@@ -105,7 +110,10 @@ def neighbours(arguments: Sequence[str]) -> None:
             if options.json:
                 print(json.dumps(_as_json(text, found), ensure_ascii=False))
             else:
-                print(("\n" if number else "") + concordance(text, found, options.width))
+                print(
+                    ("\n" if number else "")
+                    + concordance(text, found, options.width, asked=bool(static))
+                )
 
 
 def _word(text: str) -> str:
@@ -147,8 +155,11 @@ def _describe(index: WordIndex) -> None:
     )
 
 
-def concordance(text: str, found: Neighbours, width: int) -> str:
-    """The text, its nearest occurrences with the words below each other, and the static words."""
+def concordance(text: str, found: Neighbours, width: int, *, asked: bool = False) -> str:
+    """The text, its nearest occurrences with the words below each other, and the static words.
+
+    Where these were `asked` for and the word has no vector, it is said.
+    """
     lines = [text, ""]
     longest = max((len(one.word) for one in found.occurrences), default=0)
     room = max(20, (width - longest - 10) // 2)
@@ -156,6 +167,8 @@ def concordance(text: str, found: Neighbours, width: int) -> str:
     if found.static:
         words = "  ".join(f"{word} {cosine:.3f}" for word, cosine in found.static)
         lines += ["", f"without context: {words}"]
+    elif asked:
+        lines += ["", f"without context: no vector for {found.word!r}"]
     return "\n".join(lines)
 
 

@@ -114,6 +114,11 @@ def _value(word: str) -> Any:
         return word
 
 
+def one_line(text: str) -> str:
+    """A text with spaces in place of its line breaks, so that rows stay aligned."""
+    return " ".join(text.splitlines())
+
+
 def read_lines(path: str, column: str | None = None) -> list[str]:
     """The lines of a text file (`-`: of stdin), empty ones kept, so that rows stay aligned.
 

@@ -73,6 +73,9 @@ class Options:
     start: str | None = None
     """A model to go on from, with its vocabulary and shape: continued pre-training, and the second
     stage of ULMFiT (recipe ulmfit)."""
+    vectors: str | None = None
+    """Word vectors that the tokens begin with: a run of word2vec, fasttext or glove, or a file
+    (.vec, .txt, .bin)."""
     tokenizer: str | None = None
     """A directory with a tokenizer.json, such as another run, instead of training a tokenizer: runs
     that share one have perplexities that compare."""
@@ -117,10 +120,11 @@ def pretrain(arguments: Sequence[str]) -> None:
         options.output,
         valid=valid,
         tokenizer=Tokenizer.load(options.tokenizer) if options.tokenizer else None,
-        start=_start(options),
+        start=_model(options.start, options),
+        vectors=_model(options.vectors, options),
         device=options.device,
         tensorboard=options.tensorboard,
-        resume_hint=_resume_hint(arguments),
+        resume_hint=resume_hint(arguments),
     )
     if os.environ.get("RANK", "0") != "0":
         return
@@ -128,10 +132,14 @@ def pretrain(arguments: Sequence[str]) -> None:
     _say_next(chosen, shlex.quote(options.output))
 
 
-def _resume_hint(arguments: Sequence[str]) -> str:
-    command = shlex.join(["firth", "pretrain", *arguments])
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return f"{command}  (behind torchrun, as before)" if several else command
+def resume_hint(arguments: Sequence[str]) -> str:
+    """The command that goes on with a run, as this process, or all of them, was started."""
+    command = shlex.join(["pretrain", *arguments])
+    world, local = (os.environ.get(f"{name}WORLD_SIZE", "1") for name in ("", "LOCAL_"))
+    if int(world) == 1:
+        return f"firth {command}"
+    nodes = f" --nnodes {int(world) // int(local)}" if world != local else ""
+    return f"torchrun{nodes} --nproc-per-node {local} -m firth.cli {command}"
 
 
 def _say_next(chosen: Recipe, run: str) -> None:
@@ -146,8 +154,8 @@ def _say_next(chosen: Recipe, run: str) -> None:
     )
 
 
-def _start(options: Options) -> LanguageModel | None:
-    return None if options.start is None else language_model(options.start, device=options.device)
+def _model(path: str | None, options: Options) -> LanguageModel | None:
+    return None if path is None else language_model(path, device=options.device)
 
 
 def _corpus(paths: Sequence[str], target: str | None, options: Options) -> AnyCorpus:

@@ -33,6 +33,8 @@ def evaluate_suite(options: Any) -> None:
         return
     print_rows(_table(report), as_json=False)
     print(f"method\t{report.details['method']}")
+    if ties := sum(one["ties"] for one in report.details["paradigms"].values()):
+        print(f"ties\t{ties} pairs have two sentences of one score, and count half")
     if options.limit is not None:
         print(f"limit\tfirst {options.limit} pairs of each paradigm: a quick look, not a result")
 

@@ -13,7 +13,16 @@ import tyro
 
 from firth.atomic import need_writable
 from firth.cli.models import language_model
-from firth.cli.options import AsJson, Device, Model, Texts, parse, print_rows, read_lines
+from firth.cli.options import (
+    AsJson,
+    Device,
+    Model,
+    Texts,
+    one_line,
+    parse,
+    print_rows,
+    read_lines,
+)
 from firth.errors import ConfigError
 from firth.inference.embedding import Layers
 from firth.inference.generation import Decoding
@@ -214,7 +223,8 @@ def generate(arguments: Sequence[str]) -> None:
     settings = {**vars(options.how), "stop": options.stop}
     how = options.how
     texts = _texts(options.texts)
-    if len(texts) == 1 and how.beams == 1 and not (how.backward or options.json):
+    alone = len(texts) == 1 and options.texts != ("-",)  # of stdin, a line for each line
+    if alone and how.beams == 1 and not (how.backward or options.json):
         (text,) = texts
         print(text if model.causal else "", end="", flush=True)
         for piece in model.stream(text, **settings):
@@ -226,7 +236,7 @@ def generate(arguments: Sequence[str]) -> None:
             logs = [round(value, 4) for value in one.log_probabilities.tolist()]
             print(json.dumps({**vars(one), "log_probabilities": logs}, ensure_ascii=False))
         else:
-            print(one.text if len(texts) == 1 else " ".join(one.text.split("\n")))
+            print(one.text if alone else one_line(one.text))
 
 
 def score(arguments: Sequence[str]) -> None:

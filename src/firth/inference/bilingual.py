@@ -62,9 +62,10 @@ def translate(
         csls: k; 0 for the plain cosine.
 
     Returns:
-        (len(rows)) int64 rows of `target`.
+        (len(rows)) int64 rows of `target`, never one of zeros, which no word has.
     """
-    source, target = unit_rows(source), unit_rows(target)
+    known = np.flatnonzero(target.any(1))
+    source, target = unit_rows(source), unit_rows(target[known])
     asked = source if rows is None else source[rows]
     crowd = _crowding(target, source, csls) if csls else np.zeros(len(target), np.float32)
     # r_T(x) is the same for all candidates of one x: it changes no order.
@@ -72,7 +73,7 @@ def translate(
         np.argmax(2 * asked[i : i + _ROWS] @ target.T - crowd, axis=1)
         for i in range(0, len(asked), _ROWS)
     ]
-    return np.concatenate(best) if best else np.zeros(0, np.int64)
+    return known[np.concatenate(best)] if best else np.zeros(0, np.int64)
 
 
 def _crowding(vectors: np.ndarray, others: np.ndarray, k: int) -> np.ndarray:

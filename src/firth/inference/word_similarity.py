@@ -49,7 +49,9 @@ def nearest_words(
             f"expected {vectors.shape[1:]} and more than 0 (a word that is known)"
         )
     cosines = unit_rows(vectors) @ (query / np.linalg.norm(query))
-    most = min(len(words), top_k + len(left_out))
+    known = vectors.any(1)
+    cosines[~known] = -np.inf
+    most = min(int(known.sum()), top_k + len(left_out))
     best = np.argpartition(-cosines, most - 1)[:most]
     ordered = best[np.argsort(-cosines[best], kind="stable")].tolist()
     found: Nearest = [

@@ -159,6 +159,7 @@ def _our_tensors(config: ElmoConfig, file: Any, path: Path) -> dict[str, Tensor]
             raise CheckpointError(f"{path}: {name} is missing")
         return np.asarray(file[name], np.float32)
 
+    _refuse_more(config, file, path)
     found = {"embeddings.characters.weight": read("char_embed")}
     for i, (width, number) in enumerate(config.filters):
         kernel = read(f"CNN/W_cnn_{i}")
@@ -187,6 +188,20 @@ def _our_tensors(config: ElmoConfig, file: Any, path: Path) -> dict[str, Tensor]
             found[f"{ours}weight"], found[f"{ours}recurrent"] = weight[:, :size], weight[:, size:]
             found[f"{ours}bias"], found[f"{ours}projection"] = bias, read(f"{cell}W_P_0").T
     return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in found.items()}
+
+
+def _refuse_more(config: ElmoConfig, file: Any, path: Path) -> None:
+    """Refuses a file with layers or filters that its options do not have."""
+    for name, value, key in (
+        (f"CNN/W_cnn_{len(config.filters)}", len(config.filters), "filters"),
+        (f"CNN_high_{config.num_highway}", config.num_highway, "n_highway"),
+        (_cell(0, config.num_layers).removesuffix("/LSTMCell/"), config.num_layers, "n_layers"),
+    ):
+        if name in file:
+            raise CheckpointError(
+                f"{path}: has {name}, one more than {OPTIONS} says ({key} is {value}); the two are "
+                "not of one model"
+            )
 
 
 def _reordered(gates: np.ndarray) -> np.ndarray:

@@ -19,18 +19,21 @@ from firth.text.files import Statistics, read_chunks, read_text
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".vec", ".txt", ".bin")
+_MOST_DIMENSIONS = 1_000_000
 _FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
 
 
 def is_vector_file(path: Path) -> bool:
     """Whether a file's name says that it holds word vectors."""
-    return any(suffix in SUFFIXES for suffix in path.suffixes[-2:])
+    return any(suffix.lower() in SUFFIXES for suffix in path.suffixes[-2:])
 
 
 def begins_as_vectors(path: Path) -> bool:
     """Whether a file begins as word vectors do: "V D", or a word and the first numbers; or is
     empty.
     """
+    if not path.stat().st_size:
+        return True
     with path.open("rb") as file:
         first, second = (file.readline(1 << 20).split() for _ in range(2))
     if len(first) == 2 and all(cell.isdigit() for cell in first):
@@ -39,7 +42,7 @@ def begins_as_vectors(path: Path) -> bool:
         numbers = [float(number) for line in (first, second) for number in line[1:]]
     except ValueError:
         return False
-    return not first or (len(first) == len(second) > 2 and len(numbers) == 2 * len(first) - 2)
+    return len(first) == len(second) > 2 and len(numbers) == 2 * len(first) - 2
 
 
 def write_word_vectors(path: str | Path, words: Sequence[str], vectors: np.ndarray) -> None:
@@ -79,6 +82,8 @@ def write_word_vectors(path: str | Path, words: Sequence[str], vectors: np.ndarr
 def read_word_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
     """Reads word vectors; of a word that stands there twice, the first.
 
+    What is no word, an empty one or bytes that are not UTF-8, is left out with a warning.
+
     Returns:
         V words and (V, D) float32 vectors.
 
@@ -87,7 +92,14 @@ def read_word_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
         UnsupportedError: for fastText's own .bin, which is a model.
     """
     path = Path(path)
-    words, vectors = _read_binary(path) if _is_binary(path) else _read_text(path)
+    found, vectors = _read_binary(path) if _is_binary(path) else _read_text(path)
+    rows = [row for row, word in enumerate(found) if word]
+    words = [str(found[row]) for row in rows]
+    if len(words) < len(found):
+        logger.warning(
+            "%s: %d words are empty or not UTF-8, and are left out", path, len(found) - len(words)
+        )
+        vectors = vectors[rows]
     if not words:
         raise DataError(f"{path}: no word vectors in it")
     first = dict[str, int]()
@@ -101,17 +113,17 @@ def read_word_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
 
 def _is_binary(path: Path) -> bool:
     """By its name, in which .gz or .zst may follow."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix not in (".gz", ".zst")]
     return suffixes[-1:] == [".bin"]
 
 
-def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
-    words: list[str] = []
+def _read_text(path: Path) -> tuple[list[str | None], np.ndarray]:
+    words: list[str | None] = []
     rows: list[np.ndarray] = []
     promised, size = None, 0
     for number, line in enumerate(_lines(path), 1):
         if number == 1 and len(cells := line.split()) == 2 and all(c.isdecimal() for c in cells):
-            promised, size = int(cells[0]), int(cells[1])
+            promised, size = int(cells[0]), _checked_size(path, line, int(cells[1]))
             continue
         line = line.rstrip(" ")
         if not line:
@@ -123,7 +135,8 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
             row = np.array(numbers, np.float32)
         except ValueError:
             row = np.zeros(0, np.float32)
-        if len(row) != size or not size or not np.isfinite(row).all():
+        longer = " " in word and _is_number(word.rsplit(" ", 1)[1])
+        if len(row) != size or not size or longer or not np.isfinite(row).all():
             raise DataError(
                 f"{path}: line {number} is {line[:50]!r}; expected a word and {size or 'some'} "
                 "finite numbers, with single spaces between them (a text is no model: the model "
@@ -139,6 +152,24 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
     return words, np.stack(rows) if rows else np.zeros((0, size), np.float32)
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked_size(path: Path, head: str | bytes, size: int) -> int:
+    """Refuses vectors without dimensions, and with so many that the file must be damaged."""
+    if not 0 < size <= _MOST_DIMENSIONS:
+        raise DataError(
+            f"{path}: begins with {head[:30]!r}, vectors of {size} dimensions; expected 1 to "
+            f"{_MOST_DIMENSIONS:,}"
+        )
+    return size
+
+
 def _lines(path: Path) -> Iterator[str]:
     rest = ""
     for piece in read_text(path, "strict", Statistics()):
@@ -148,7 +179,8 @@ def _lines(path: Path) -> Iterator[str]:
         yield rest
 
 
-def _read_binary(path: Path) -> tuple[list[str], np.ndarray]:
+def _read_binary(path: Path) -> tuple[list[str | None], np.ndarray]:
+    """Words, None for bytes that are not UTF-8, and vectors."""
     data = b"".join(read_chunks(path))
     if data.startswith(_FASTTEXT_MAGIC):
         raise UnsupportedError(
@@ -160,12 +192,10 @@ def _read_binary(path: Path) -> tuple[list[str], np.ndarray]:
         raise DataError(
             f"{path}: begins with {head[:30]!r}; expected the numbers of words and dimensions"
         )
-    count, size = int(cells[0]), int(cells[1])
+    count, size = int(cells[0]), _checked_size(path, head, int(cells[1]))
     place = len(head) + 1
-    if not size:
-        raise DataError(f"{path}: begins with {head[:30]!r}, vectors without dimensions")
     at_most = (len(data) - place) // (4 * size + 1)  # however many a damaged file says
-    words, vectors = [], np.empty((min(count, at_most), size), np.float32)
+    words, vectors = list[str | None](), np.empty((min(count, at_most), size), np.float32)
     for row in range(count):
         space = data.find(b" ", place)
         end = space + 1 + 4 * size
@@ -173,9 +203,14 @@ def _read_binary(path: Path) -> tuple[list[str], np.ndarray]:
             raise DataError(
                 f"{path}: ends after {row:,} of {count:,} words; copy or download it again"
             )
-        words.append(data[place:space].lstrip(b"\n").decode(errors="replace"))
+        words.append(_utf8(data[place:space].lstrip(b"\n")))
         vectors[row] = np.frombuffer(data, "<f4", size, space + 1)
         place = end
+    if rest := data[place:].strip(b"\n"):
+        raise DataError(
+            f"{path}: {len(rest):,} bytes follow the {count:,} words that its first line promises; "
+            "it is damaged: copy or download it again"
+        )
     sums = vectors.sum(1, dtype=np.float64)  # finite where all numbers are: no float32 overflows it
     if len(bad := np.flatnonzero(~np.isfinite(sums))):
         raise DataError(
@@ -183,3 +218,11 @@ def _read_binary(path: Path) -> tuple[list[str], np.ndarray]:
             "not finite; copy or download it again, or train it anew"
         )
     return words, vectors
+
+
+def _utf8(word: bytes) -> str | None:
+    """None for what is not UTF-8, such as a long word that the program word2vec cut in a letter."""
+    try:
+        return word.decode()
+    except UnicodeDecodeError:
+        return None

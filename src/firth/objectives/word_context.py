@@ -141,7 +141,8 @@ class GloVe:
 
     Departures: all cells of one pair of words are learned one after the other; the order of the
     pairs is drawn once, and that of stretches of them anew in each pass (the program draws the
-    order once). float32 instead of float64.
+    order once); windows end with a document, and with pieces of `data.max_length` tokens of a
+    longer one. float32 instead of float64.
     """
 
     window: int = 10

@@ -60,6 +60,8 @@ class Recipe:
     """The model that training goes on from; None where it begins with random weights."""
     start_length: int | None = None
     """The longest sequence that model takes."""
+    vectors: str | None = None
+    """The word vectors that the tokens begin with; None where these are random, too."""
 
     def __post_init__(self) -> None:
         if self.start_length is not None and self.start is None:

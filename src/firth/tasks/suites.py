@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from numbers import Integral
@@ -56,7 +57,7 @@ def read_suite(
         path: a file, or a folder of which all files with a fitting suffix are read.
         suite: "blimp" for .jsonl files with sentence_good, sentence_bad, UID and field; "pairs" for
             .jsonl, .tsv and .csv files with columns good and bad, and perhaps paradigm (else the
-            file's name) and field (else the paradigm).
+            file's name, with its folders where several have it) and field (else the paradigm).
         limit: of each paradigm only the first pairs.
 
     Raises:
@@ -68,8 +69,8 @@ def read_suite(
     if limit is not None and not (isinstance(limit, Integral) and limit >= 1):
         raise ConfigError(f"limit {limit}; expected at least 1 pair a paradigm, or no limit")
     taken: dict[str, list[MinimalPair]] = {}
-    for file in _files(Path(path), suite):
-        for pair in _pairs(file, suite):
+    for file, name in _named(_files(Path(path), suite), Path(path)):
+        for pair in _pairs(file, name, suite):
             known = taken.setdefault(pair.paradigm, [])
             if known and known[0].field != pair.field:
                 raise DataError(
@@ -92,7 +93,20 @@ def _files(path: Path, suite: Suite) -> list[Path]:
     return files
 
 
-def _pairs(file: Path, suite: Suite) -> Iterator[MinimalPair]:
+def _named(files: Sequence[Path], folder: Path) -> list[tuple[Path, str]]:
+    """Each file with a name that no other has: its own, or its path in the folder."""
+
+    def whole(file: Path) -> str:
+        inside = file.relative_to(folder) if file.is_relative_to(folder) else file
+        return inside.as_posix().removesuffix("".join(file_format(file)))
+
+    own = [file.name.removesuffix("".join(file_format(file))) for file in files]
+    counts = Counter(own)
+    named = zip(files, own, strict=True)
+    return [(file, name if counts[name] == 1 else whole(file)) for file, name in named]
+
+
+def _pairs(file: Path, name: str, suite: Suite) -> Iterator[MinimalPair]:
     there = _names(file)
     named = zip(_PARTS, _COLUMNS[suite], strict=True)
     wanted = {part: name for part, name in named if name in there or part not in _OPTIONAL[suite]}
@@ -109,7 +123,6 @@ def _pairs(file: Path, suite: Suite) -> Iterator[MinimalPair]:
     left_out = set(_OPTIONAL[suite]) - set(wanted)
     if file_format(file)[0] == ".jsonl":
         _refuse_later(file, left_out)
-    name = file.name.removesuffix("".join(file_format(file)))
     for row in rows:
         cells = _cells(file, wanted, row)
         cells.setdefault("paradigm", name)
@@ -223,6 +236,7 @@ def report(
             "field": pairs[at[0]].field,
             "pairs": len(at),
             "permutations": name in permuted,
+            "ties": int((differences[at] == 0).sum()),
             "accuracy": found.paradigms[name],
         }
         for name, at in _by_paradigm(pairs).items()

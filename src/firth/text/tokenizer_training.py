@@ -86,6 +86,11 @@ def train_backend(
             f"no vocabulary of {vocab_size} could be learned from this text: {error}; set another "
             "tokenizer.vocab_size (--vocab) or kind"
         ) from error
+    if learner.get_vocab_size() <= len(parts.special):
+        raise DataError(
+            f"no word of the text occurs {min_frequency} times, so that the vocabulary would be "
+            "empty; give more text, or set tokenizer.min_frequency to 1"
+        )
     return _finish(kind, learner, normalizer, sentinels)
 
 

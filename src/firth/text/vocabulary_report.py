@@ -79,7 +79,7 @@ class VocabularyReport:
     @property
     def unused_share(self) -> float:
         """Share of the entries that never occur."""
-        return 1 - self.num_used / self.num_entries
+        return 1 - self.num_used / max(self.num_entries, 1)
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to print."""

@@ -126,11 +126,6 @@ class NegativeSampling:
         stretch: int,
         seed: int,
     ) -> None:
-        if isinstance(objective, CBOW) and config.buckets:
-            raise UnsupportedError(
-                "n-grams are learned by SkipGram; set model.buckets to 0 for CBOW, or "
-                "objective.type to SkipGram"
-            )
         self._compiled = kernels("word_context_kernels")
         self.objective, self.seed, self.stretch, self.longest = objective, seed, stretch, longest
         self.text = Stretches.of(source, longest=longest, tokens=stretch)
@@ -165,6 +160,11 @@ class NegativeSampling:
         text = Stretches.of(source, longest=self.longest, tokens=self.stretch)
         count = min(len(text), -(-most // self.stretch))
         return added_up([self._run(text[i], 0.0, 1 + i, 1) for i in range(count)]).mean
+
+    @property
+    def learned(self) -> bool:
+        """Whether a word was ever predicted: output vectors begin as zeros."""
+        return bool(self.arrays["outputs"].any())
 
     def fill(self, model: Static) -> None:
         """Composed input vectors, without the own rows of words that are not in the text."""
