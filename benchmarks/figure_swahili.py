@@ -7,7 +7,8 @@ stories, the New Testament and the Swahili side of MAFAND's training part, witho
 among the labelled sentences. Then, with the adaptation that suits it: parts of speech (MasakhaPOS:
 693 sentences) and the topics of headlines (MasakhaNEWS: 350, seven topics), each over several
 seeds, on the published test parts; dev parts are for stopping. Beside them the network of
-`modern-bert` from random weights, and TF-IDF with logistic regression for topics. Runs in RUNS are
+`modern-bert` from random weights, the same pre-trained from vectors of its tokens (five passes of
+skip-gram, before its minutes), and TF-IDF with logistic regression for topics. Runs in RUNS are
 taken up again. Writes benchmarks/results/swahili.{json,md} after every row; rows that are not asked
 for stay.
 """
@@ -22,6 +23,7 @@ import zstandard
 from figure_features import scratch, shown
 from figure_recipes import kept, measure, options
 from figure_sst2 import with_tfidf
+from figure_vectors import vectors_for
 
 import firth
 from firth.adaptation import Adaptation
@@ -34,8 +36,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "modern-bert": {"size": "mini", "training.batch_tokens": 2048},
     "gpt": {"size": "mini", "training.batch_tokens": 2048},
 }
+VECTORS = "modern-bert, from word vectors"
 SCRATCH, TFIDF = "modern-bert, from scratch", "TF-IDF + logistic regression"
-ROWS = (*RECIPES, SCRATCH, TFIDF)
+ROWS = (*RECIPES, VECTORS, SCRATCH, TFIDF)
 READING = firth.Frozen(task_network="bilstm", epochs=30)
 HOW: dict[str, dict[str, Adaptation]] = {
     "fasttext": {"tags": READING, "topics": firth.Frozen(epochs=60)},
@@ -43,6 +46,7 @@ HOW: dict[str, dict[str, Adaptation]] = {
     "awd-lstm": {"tags": firth.GradualUnfreezing(), "topics": firth.GradualUnfreezing()},
     "modern-bert": {"tags": firth.FineTuning(), "topics": firth.FineTuning()},
     "gpt": {"tags": firth.FineTuning(), "topics": firth.FineTuning()},
+    VECTORS: {"tags": firth.FineTuning(), "topics": firth.FineTuning()},
     SCRATCH: {"tags": firth.FineTuning(), "topics": firth.FineTuning()},
 }
 TASKS: dict[str, tuple[str, Any, tuple[str, str, str]]] = {
@@ -81,19 +85,23 @@ def text(data: Path) -> firth.Corpus:
 
 
 def pretrained(name: str, given: argparse.Namespace) -> firth.LanguageModel:
-    """A model of a recipe, after its minutes."""
-    settings = dict(RECIPES[name])
+    """The model of a row, after its minutes."""
+    name, _, begins = name.partition(", from ")
+    settings, corpus = dict(RECIPES[name]), text(given.data)
     recipe = firth.recipe(name, size=settings.pop("size"))
     if name != "fasttext":
         settings["training.minutes"] = given.minutes
     recipe = recipe.with_settings({"data.valid": 0.02, **settings})
-    return firth.pretrain(recipe, text(given.data), given.runs / name)
+    if begins != "word vectors":
+        return firth.pretrain(recipe, corpus, given.runs / name)
+    vectors = vectors_for(name, corpus, given.runs / f"{name}-tokens", epochs=5)
+    return firth.pretrain(recipe, corpus, given.runs / f"{name}-vectors", vectors=vectors)
 
 
 def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """The row of a recipe, or of a baseline."""
     row: dict[str, Any] = {"system": name, "minutes": given.minutes, "threads": given.threads}
-    lm = None if name == TFIDF else pretrained(name.split(",")[0], given)
+    lm = None if name == TFIDF else pretrained(name, given)
     if lm is not None:
         row["parameters"] = sum(p.numel() for p in lm.model.parameters())
     for what in TASKS:
@@ -113,11 +121,14 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
 def write(row: dict[str, Any]) -> None:
     """Puts a row among those that are there, and makes the table anew."""
     rows = kept(RESULTS / "swahili.json", row, "system", ROWS)
-    lines = ["| | parameters | parts of speech | topics of headlines |", "| --- |" + " --- |" * 3]
+    lines = [
+        "| | minutes | parameters | parts of speech | topics of headlines |",
+        "| --- |" + " --- |" * 4,
+    ]
     for one in rows:
         size = f"{one['parameters'] / 1e6:.1f}M" if "parameters" in one else ""
         cells = [shown(one[what]) if one[what] else "" for what in TASKS]
-        lines.append(f"| {one['system']} | {size} | {' | '.join(cells)} |")
+        lines.append(f"| {one['system']} | {one['minutes']:g} | {size} | {' | '.join(cells)} |")
     (RESULTS / "swahili.md").write_text("\n".join(lines) + "\n")
 
 

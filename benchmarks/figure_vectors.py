@@ -32,14 +32,20 @@ def corpora(given: argparse.Namespace) -> list[firth.Corpus]:
     return [firth.Corpus.from_files(files.format(part), documents="line") for part in names]
 
 
-def vectors_for(name: str, given: argparse.Namespace) -> firth.LanguageModel:
-    """Skip-gram over the tokens that the recipe cuts text into."""
+def vectors_for(
+    name: str, train: firth.Corpus, run: Path, *, epochs: int, valid: firth.Corpus | None = None
+) -> firth.LanguageModel:
+    """Skip-gram over the tokens that a recipe cuts text into."""
     cut = firth.recipe(name, size="mini").tokenizer
     recipe = firth.recipe("word2vec", size="mini", vocab_size=cut.vocab_size).with_settings(
-        {"tokenizer.kind": cut.kind, "tokenizer.lowercase": cut.lowercase, "training.epochs": 2}
+        {
+            "tokenizer.kind": cut.kind,
+            "tokenizer.lowercase": cut.lowercase,
+            "training.epochs": epochs,
+            "data.valid": 0.02,
+        }
     )
-    train, valid = corpora(given)
-    return firth.pretrain(recipe, train, given.runs / f"{name}-tokens", valid=valid)
+    return firth.pretrain(recipe, train, run, valid=valid)
 
 
 def last(run: Path) -> dict[str, Any]:
@@ -50,8 +56,8 @@ def last(run: Path) -> dict[str, Any]:
 
 def measured(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a recipe."""
-    vectors = vectors_for(name, given)
     train, valid = corpora(given)
+    vectors = vectors_for(name, train, given.runs / f"{name}-tokens", epochs=2, valid=valid)
     recipe = firth.recipe(name, size="mini").with_settings(
         {"training.steps": given.steps, "training.batch_tokens": 4096, **RECIPES[name]}
     )

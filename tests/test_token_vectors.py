@@ -143,7 +143,7 @@ def test_every_kind_of_model_begins_with_them(name, corpus, vectors, tmp_path, c
 
 
 def test_vectors_of_pieces_bring_their_tokenizer(corpus, tiny_run, tmp_path):
-    """Skip-gram over the tokens themselves, as of BPEmb (Heinzerling and Strube 2018)."""
+    """Skip-gram over the tokens themselves."""
     pytest.importorskip("numba")
     words = firth.recipe("word2vec", size="tiny", vocab_size=600).with_settings(
         {

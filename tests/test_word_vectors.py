@@ -80,7 +80,7 @@ def test_files_of_glove_have_no_first_line(tmp_path):
         ("v.vec", b"1 99999999999999999999\nthe 1\n", "of 99999999999999999999 dimensions"),
         ("v.vec", b"2 2\na 1 0 2\nb 0 1 1\n", "line 2 is 'a 1 0 2'; expected a word and 2"),
         ("v.txt", b"a 1 0\nb 0 1 5\n", "line 2"),
-        ("v.bin", b"1 1\na " + bytes(4) + b"\nb " + bytes(4) + b"\n", "7 bytes follow the 1 words"),
+        ("v.bin", b"1 1\na " + bytes(4) + b"\nb " + bytes(4) + b"\n", "6 bytes follow the 1 words"),
         ("v.bin", b"hello\n", "numbers of words and dimensions"),
     ],
 )
@@ -101,7 +101,7 @@ def test_what_is_no_word_is_left_out(tmp_path, caplog):
     (tmp_path / "v.vec").write_text("2 2\n 1 0\nb 0 1\n")
     lm = firth.load(tmp_path / "v.vec")
     assert lm.save_word_vectors(tmp_path / "o.vec") == 1
-    (tmp_path / "spaces.vec").write_text("a b 1 0\nc d 0 1\n")
+    (tmp_path / "spaces.vec").write_text("2 2\na b 1 0\nc d 0 1\n")
     with pytest.raises(DataError, match="no word to write"):
         firth.load(tmp_path / "spaces.vec").save_word_vectors(tmp_path / "o.vec")
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from firth.text.tokenizers import Tokenizer
 
-_AT_A_TIME = 8192
-"""Words that are encoded together."""
+_MOST = 100_000
+"""Words that are looked at; rarer ones would hardly move a token's vector."""
 
 
 def token_vectors(
@@ -16,9 +16,9 @@ def token_vectors(
     """A vector for each token that is a word with a vector, or a piece of one.
 
     A token that is a whole word has the vector of that word. A piece has the mean over the words
-    that it is part of, as new tokens have that of old ones in Gee et al. 2022 (section 3), the
-    other way round. Words count as 1 / rank (Zipf's law): the files of word vectors begin with
-    the most frequent one, and do not say how frequent it is.
+    that it is part of, as Gee et al. 2022 give a new token the mean over the old ones that it is
+    made of, the other way round. Words count as 1 / rank (Zipf's law): the files of word vectors begin with
+    the most frequent one, and do not say how frequent it is. The first 100,000 count.
 
     Args:
         tokenizer: whose tokens.
@@ -30,7 +30,7 @@ def token_vectors(
     Returns:
         (t) ids in ascending order, and their (t, W) float32 vectors.
     """
-    known = np.array([i for i in range(len(words)) if vectors[i].any()], np.int64)
+    known = np.array([i for i in range(len(words)) if vectors[i].any()][:_MOST], np.int64)
     ids, owners, whole = _occurrences(
         tokenizer, [words[int(i)] for i in known], lowercase=lowercase
     )
@@ -50,8 +50,7 @@ def token_vectors(
 def centred_directions(vectors: np.ndarray, most: int) -> np.ndarray:
     """The directions of vectors from their mean, in at most so many dimensions.
 
-    Word vectors share a large component that tells none from another (Mu and Viswanath 2018,
-    section 2). Of more than `most` dimensions the principal ones are kept.
+    Word vectors share a large component that tells none from another (Mu and Viswanath 2018). Of more than `most` dimensions the principal ones are kept.
 
     Args:
         vectors: (n, W).
@@ -71,22 +70,16 @@ def _occurrences(
     tokenizer: Tokenizer, words: Sequence[str], *, lowercase: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The tokens of all words end to end, the word of each, and whether it is all of the word."""
-    forms = [(i, word) for i, word in enumerate(words)]
-    if lowercase:
+    forms = list(enumerate(words))
+    if lowercase and tokenizer.normalize("A") == "A":
         for change in (str.capitalize, str.upper):
             forms += [(i, one) for i, word in enumerate(words) if (one := change(word)) != word]
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for begin in range(0, len(forms), _AT_A_TIME):
-        some = forms[begin : begin + _AT_A_TIME]
-        # Twice, because the first word of a text lacks the space that many tokens begin with.
-        for (i, _), one in zip(
-            some,
-            tokenizer.encode_batch([[word, word] for _, word in some], special_tokens=False),
-            strict=True,
-        ):
-            whole = np.bincount(one.words, minlength=2)[one.words] == 1
-            parts.append((one.ids, np.full(len(one.ids), i), whole))
-    if not parts:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool)
-    ids, owners, whole = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return ids, owners, whole
+    texts = [[word] for _, word in forms]
+    # The first word of a text lacks the space that many tokens begin with: each stands second, too.
+    before = len(tokenizer.encode_ids([["a"]], special_tokens=False)[0])
+    second = tokenizer.encode_ids([["a", *text] for text in texts], special_tokens=False)
+    found = tokenizer.encode_ids(texts, special_tokens=False) + [ids[before:] for ids in second]
+    lengths = np.array([len(ids) for ids in found], np.int64)
+    owners = np.tile(np.array([i for i, _ in forms], np.int64), 2)
+    ids = np.concatenate([np.zeros(0, np.int64), *found])
+    return ids, np.repeat(owners, lengths), np.repeat(lengths == 1, lengths)
