@@ -17,8 +17,8 @@ def token_vectors(
 
     A token that is a whole word has the vector of that word. A piece has the mean over the words
     that it is part of, as Gee et al. 2022 give a new token the mean over the old ones that it is
-    made of, the other way round. Words count as 1 / rank (Zipf's law): the files of word vectors begin with
-    the most frequent one, and do not say how frequent it is. The first 100,000 count.
+    made of, the other way round. Words count as 1 / rank (Zipf's law): the files of word vectors
+    begin with the most frequent one, and do not say how frequent it is. The first 100,000 count.
 
     Args:
         tokenizer: whose tokens.
@@ -50,7 +50,8 @@ def token_vectors(
 def centred_directions(vectors: np.ndarray, most: int) -> np.ndarray:
     """The directions of vectors from their mean, in at most so many dimensions.
 
-    Word vectors share a large component that tells none from another (Mu and Viswanath 2018). Of more than `most` dimensions the principal ones are kept.
+    Word vectors share a large component that tells none from another (Mu and Viswanath 2018). Of
+    more than `most` dimensions the principal ones are kept.
 
     Args:
         vectors: (n, W).
