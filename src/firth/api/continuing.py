@@ -111,6 +111,7 @@ def tokenizer_beside(
             f"given is not theirs ({tokenizer.vocabulary.size} tokens); leave it out"
         )
     _check_tokenizer(recipe, own)
+    logger.info("the tokenizer is that of the vectors, of %s tokens", f"{own.vocabulary.size:,}")
     return own
 
 

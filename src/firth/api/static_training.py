@@ -119,12 +119,6 @@ def train_static(
         _epochs(job, learning, state, tracker)
     finally:
         tracker.close()
-    if isinstance(learning, NegativeSampling) and not learning.learned:
-        raise DataError(
-            "no word was learned: none stands near another (is each text a single word?), or "
-            f"objective.subsample ({recipe.objective.subsample:g}) leaves none; give other text, "  # type: ignore[union-attr]
-            "or set it to 0"
-        )
     _export(job, learning, tokenizer)
 
 
@@ -303,6 +297,12 @@ def _resume(job: _Job, learning: Learner) -> dict[str, Any]:
 
 def _export(job: _Job, learning: Learner, tokenizer: Tokenizer) -> None:
     recipe = job.recipe
+    if isinstance(learning, NegativeSampling) and not learning.learned:
+        raise DataError(
+            "no word was learned: none stands near another (is each text a single word?), or "
+            f"objective.subsample ({learning.objective.subsample:g}) leaves none; give other text, "
+            "or set it to 0"
+        )
     assert isinstance(recipe.model, StaticConfig)
     model = Static(recipe.model)
     learning.fill(model)

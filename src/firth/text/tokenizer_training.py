@@ -86,12 +86,16 @@ def train_backend(
             f"no vocabulary of {vocab_size} could be learned from this text: {error}; set another "
             "tokenizer.vocab_size (--vocab) or kind"
         ) from error
-    if learner.get_vocab_size() <= len(parts.special):
+    _need_words(learner, len(parts.special), min_frequency)
+    return _finish(kind, learner, normalizer, sentinels)
+
+
+def _need_words(learner: Tokenizer, num_special: int, min_frequency: int) -> None:
+    if learner.get_vocab_size() <= num_special:
         raise DataError(
             f"no word of the text occurs {min_frequency} times, so that the vocabulary would be "
             "empty; give more text, or set tokenizer.min_frequency to 1"
         )
-    return _finish(kind, learner, normalizer, sentinels)
 
 
 def backend_of_words(words: Sequence[str]) -> Tokenizer:
