@@ -41,6 +41,7 @@ def vectors_for(
         {
             "tokenizer.kind": cut.kind,
             "tokenizer.lowercase": cut.lowercase,
+            "tokenizer.sentinels": cut.sentinels,
             "training.epochs": epochs,
             "data.valid": 0.02,
         }
