@@ -124,6 +124,8 @@ def test_a_word_without_a_vector_is_no_answer():
     for csls in (0, 2):
         assert 2 not in translate(source, target, csls=csls)
     assert translate(source, target, csls=0).tolist() == [1, 0]
+    with pytest.raises(DataError, match="no target word has a vector"):
+        translate(source, 0 * target)
     found = nearest_words(["a", "b", "none"], target, source[0], top_k=3)
     assert [word for word, _ in found] == ["b", "a"]
 

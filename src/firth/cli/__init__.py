@@ -101,7 +101,7 @@ def _run(verb: str, arguments: list[str]) -> int:
         sys.stdout.flush()
         return 0
     except FirthError as error:
-        if _first_process() or not isinstance(error, ConfigError | Interrupted):
+        if first_process() or not isinstance(error, ConfigError | Interrupted):
             print(f"firth {verb}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -114,7 +114,7 @@ def _run(verb: str, arguments: list[str]) -> int:
         return 5
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
     """Whether this is the one of several processes (torchrun) that speaks for all."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -135,7 +135,7 @@ def _logging_to_stderr() -> Iterator[None]:
         handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
     logger.addHandler(handler)
     level = logger.level
-    logger.setLevel(logging.INFO if _first_process() else logging.ERROR)
+    logger.setLevel(logging.INFO if first_process() else logging.ERROR)
     try:
         yield
     finally:

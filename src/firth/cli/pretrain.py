@@ -16,6 +16,7 @@ from firth.api import LanguageModel
 from firth.api import pretrain as pretrain_model
 from firth.api.training_text import AnyCorpus, check_pairs
 from firth.atomic import need_writable
+from firth.cli import first_process
 from firth.cli.models import language_model
 from firth.cli.options import Device, flat_settings, parse, take_settings
 from firth.config import read_toml
@@ -126,7 +127,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         tensorboard=options.tensorboard,
         resume_hint=resume_hint(arguments),
     )
-    if os.environ.get("RANK", "0") != "0":
+    if not first_process():
         return
     print(options.output)
     _say_next(chosen, shlex.quote(options.output))

@@ -63,8 +63,13 @@ def translate(
 
     Returns:
         (len(rows)) int64 rows of `target`, never one of zeros, which no word has.
+
+    Raises:
+        DataError: if there are no others.
     """
     known = np.flatnonzero(target.any(1))
+    if not len(known):
+        raise DataError("no target word has a vector: all rows of `target` are zeros")
     source, target = unit_rows(source), unit_rows(target[known])
     asked = source if rows is None else source[rows]
     crowd = _crowding(target, source, csls) if csls else np.zeros(len(target), np.float32)
